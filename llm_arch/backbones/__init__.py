@@ -1,0 +1,1 @@
+"""Backbones: a batch of tokens in, hidden states out."""

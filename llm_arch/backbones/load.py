@@ -1,0 +1,33 @@
+"""A backbone from its name: any transformers model, or a model directory of this project whatever its backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_arch import model_directory
+from llm_arch.backbones.presets import PRESETS
+from llm_arch.backbones.pretrained import Pretrained
+from llm_arch.locate import locate
+from llm_arch.types import Backbone
+
+
+def backbone_from(name: str) -> Backbone:
+    """The backbone of a directory, hub id, `package:NAME/FOLDER` or preset; of a model directory its backbone alone."""
+    if name not in PRESETS:
+        directory = Path(locate(name))
+        if model_directory.is_model_directory(directory):
+            return backbone_of(directory, model_directory.read(directory)["backbone"])
+    return Pretrained(name)
+
+
+def backbone_of(directory: Path, record: dict[str, Any], trust: tuple[str, ...] = ()) -> Backbone:
+    """The backbone that a model directory's record describes.
+
+    Args:
+        directory: the model directory.
+        record: its `backbone` entry.
+        trust: modules outside this package that may be imported for it.
+    """
+    kind = model_directory.resolve(record["class_path"], Backbone, trust)
+    return kind.load(directory, record)

@@ -1,0 +1,173 @@
+"""Attention over sequences that lie one after another: no token attends across a border, nothing outside is padded.
+
+transformers calls one attention function for every model; registering ours there makes any of them padding-free
+without model code of our own. On CPU sequences are padded inside the attention call only (a few per cent of the work
+at usual lengths); on CUDA in half precision the variable-length flash kernel needs no padding at all.
+
+Legend: T tokens, B sequences, L longest sequence, H heads, K key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from llm_arch.types import Batch
+
+NAME = "llm_arch_packed"
+
+
+class PackedMap:
+    """Where each token of a flat batch lies in the padded (B, L) grid, and the masks made from it, shared by all layers.
+
+    Args:
+        batch: a batch in the flat layout.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.lengths_B = batch.lengths
+        self.size = batch.size
+        self.longest = int(batch.lengths.max())
+        self.slots_T = batch.segments * self.longest + batch.position_ids
+        self.ragged = self.size * self.longest != len(batch.input_ids)
+        ends_B = batch.lengths.cumsum(0)
+        self.borders = torch.cat([ends_B.new_zeros(1), ends_B]).to(torch.int32)
+        self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
+
+    def pad(self, values: Tensor) -> Tensor:
+        """(T, …) → (B, L, …), zeros where there is no token."""
+        if self.ragged:
+            grid = values.new_zeros(self.size * self.longest, *values.shape[1:])
+            values = grid.index_copy(0, self.slots_T, values)
+        return values.view(self.size, self.longest, *values.shape[1:])
+
+    def unpad(self, grid: Tensor) -> Tensor:
+        """(B, L, …) → (T, …)."""
+        flat = grid.reshape(self.size * self.longest, *grid.shape[2:])
+        return flat[self.slots_T] if self.ragged else flat
+
+    def mask(self, causal: bool, window: int | None) -> Tensor | None:
+        """What may be attended, (B or 1, 1, L or 1, L) bool, or None where the kernel's own causal rule says it all."""
+        key = (causal, window)
+        if key not in self._masks:
+            self._masks[key] = self._make_mask(causal, window)
+        return self._masks[key]
+
+    def _make_mask(self, causal: bool, window: int | None) -> Tensor | None:
+        position_L = torch.arange(self.longest, device=self.lengths_B.device)
+        if window is not None and window >= self.longest:
+            window = None
+        if window is None:
+            # Padding comes last, so a causal query never reaches it.
+            if causal or not self.ragged:
+                return None
+            return (position_L < self.lengths_B[:, None])[:, None, None, :]
+        ahead_LL = position_L[:, None] - position_L
+        near_LL = ahead_LL.abs() < window
+        if causal:
+            return (near_LL & (ahead_LL >= 0))[None, None]
+        real_BL = position_L < self.lengths_B[:, None]
+        # A padded query attends whatever is near: a row that attends nothing would turn to NaN, and its gradient too.
+        return (near_LL & (real_BL[:, None, :] | ~real_BL[:, :, None]))[:, None]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    packed: PackedMap | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a flat batch in the signature that transformers calls.
+
+    Args:
+        module: the attention layer; its `is_causal` counts where the call does not say.
+        query: (1, H, T, d).
+        key: (1, K, T, d).
+        value: (1, K, T, d).
+        attention_mask: must be None; the map says what may be attended.
+        scaling: factor on the scores; 1/√d by default.
+        dropout: probability on the attention weights.
+        sliding_window: positions further apart than this do not attend each other (the distance itself excluded).
+        is_causal: whether a token sees only what came before it.
+        packed: where the sequences lie; a model forwards it from its own call.
+        **extra: what other attention functions take.
+
+    Returns:
+        (1, T, H, d), and None for the weights, which are never formed.
+    """
+    if packed is None:
+        raise RuntimeError(f"{NAME} attention was called without its map: call the model through its Backbone")
+    for name in ("softcap", "position_bias", "s_aux"):
+        if extra.get(name) is not None:
+            raise ValueError(f"{type(module).__name__} attends with {name}, which packed attention does not do")
+    if attention_mask is not None:
+        raise ValueError("packed attention takes no attention mask: the map says what may be attended")
+    causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+    query_THd, key_TKd, value_TKd = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+
+    if _varlen_serves(query, dropout):
+        out_THd = _varlen(query_THd, key_TKd, value_TKd, packed, causal, sliding_window, scaling)
+        return out_THd.unsqueeze(0), None
+
+    groups = query_THd.shape[1] // key_TKd.shape[1]
+    if groups > 1:
+        key_TKd, value_TKd = key_TKd.repeat_interleave(groups, 1), value_TKd.repeat_interleave(groups, 1)
+    query_BHLd, key_BHLd, value_BHLd = (packed.pad(x).transpose(1, 2) for x in (query_THd, key_TKd, value_TKd))
+    mask = packed.mask(causal, sliding_window)
+    out_BHLd = scaled_dot_product_attention(
+        query_BHLd,
+        key_BHLd,
+        value_BHLd,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal and mask is None,
+        scale=scaling,
+    )
+    return packed.unpad(out_BHLd.transpose(1, 2)).unsqueeze(0), None
+
+
+def _varlen_serves(query: Tensor, dropout: float) -> bool:
+    # The flash kernel knows half precision only, and has no dropout.
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0 and query.shape[-1] <= 256
+
+
+def _varlen(
+    query_THd: Tensor,
+    key_TKd: Tensor,
+    value_TKd: Tensor,
+    packed: PackedMap,
+    causal: bool,
+    window: int | None,
+    scaling: float | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    reach = -1 if window is None else window - 1
+    out: Tensor = varlen_attn(
+        query_THd.contiguous(),
+        key_TKd.contiguous(),
+        value_TKd.contiguous(),
+        packed.borders,
+        packed.borders,
+        packed.longest,
+        packed.longest,
+        scale=scaling,
+        window_size=(reach, 0 if causal else reach),
+        enable_gqa=query_THd.shape[1] != key_TKd.shape[1],
+    )
+    return out
+
+
+# No mask function is registered beside it: transformers then builds no mask and passes None.
+AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,1 @@
+"""Callbacks: when something happens during training. What happens is defined elsewhere."""

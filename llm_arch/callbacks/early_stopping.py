@@ -1,0 +1,38 @@
+"""Stop when the head's major metric no longer improves."""
+
+from __future__ import annotations
+
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping as _EarlyStopping
+from lightning.pytorch.utilities import rank_zero_info
+
+from llm_arch.callbacks.monitor import monitor_of, validates
+
+
+class EarlyStopping(_EarlyStopping):
+    """Lightning's EarlyStopping on the metric the head names, unless told otherwise.
+
+    Args:
+        monitor: a logged value such as `val/loss`; None for `val/` and the head's major metric.
+        mode: `min` or `max`; None for the head's own.
+        patience: validations without improvement before training stops.
+        min_delta: smallest change that counts as an improvement.
+    """
+
+    def __init__(
+        self, monitor: str | None = None, mode: str | None = None, *, patience: int = 3, min_delta: float = 0.0
+    ) -> None:
+        super().__init__(monitor=monitor or "", mode=mode or "max", patience=patience, min_delta=min_delta)
+        self._given = monitor, mode
+        self._options = {"patience": patience, "min_delta": min_delta}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Ask the head what to follow."""
+        if stage == "fit":
+            monitor, mode = monitor_of(pl_module, *self._given)
+            follows = validates(trainer)
+            if not follows:
+                rank_zero_info("no validation rows: early stopping has nothing to follow, all epochs will run")
+            # Its constructor derives everything from the mode, so it is run again now that the mode is known.
+            _EarlyStopping.__init__(self, monitor=monitor, mode=mode, strict=follows, **self._options)
+        super().setup(trainer, pl_module, stage)

@@ -1,0 +1,6 @@
+"""Data: rows of files and hub sets in, batches of flat tokens out."""
+
+from llm_arch.data.classification import TextClassificationData
+from llm_arch.data.module import DataModule
+
+__all__ = ["DataModule", "TextClassificationData"]

@@ -1,0 +1,29 @@
+"""A progress bar for long work on rows; silent where nobody is watching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the block runs.
+
+    Args:
+        what: what is going on.
+        total: how many steps there are, or None when unknown.
+
+    Yields:
+        A function that moves the bar on.
+    """
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    silent = not console.is_terminal or rank_zero_only.rank not in (0, None)
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda steps: bar.advance(task, steps)

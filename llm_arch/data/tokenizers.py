@@ -1,0 +1,42 @@
+"""Loading a fast tokenizer, and telling two of them apart."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from llm_arch.locate import locate
+from llm_arch.types import UserError
+
+
+def load_tokenizer(name: str) -> Any:
+    """The fast tokenizer of a directory, hub id or `package:NAME/FOLDER`.
+
+    Raises:
+        UserError: when there is none.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        if Path(place).is_dir():
+            reason = "the directory holds no tokenizer (tokenizer.json)"
+        else:
+            reason = f"no such directory, and the hub could not provide it ({type(error).__name__})"
+        raise UserError(f"{name}: {reason}; name a directory that has one with --data.tokenizer") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{name}: only fast tokenizers (tokenizer.json) are supported")
+    # Sequences are cut at max_length by us, with a count; the tokenizer's own warning would repeat it a row.
+    tokenizer.model_max_length = int(1e30)
+    return tokenizer
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Changes whenever the tokens of some text could; the same from run to run."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # set by earlier calls, and no part of what the tokenizer is
+    backend.no_padding()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()

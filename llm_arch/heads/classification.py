@@ -1,0 +1,183 @@
+"""One label, a set of labels, or yes/no for each sequence.
+
+Legend: T tokens, B sequences, D hidden size, C classes, K logits a sequence (1 for binary, else C).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from llm_arch.heads.metrics import ClassificationMetrics
+from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
+
+
+@dataclass(frozen=True)
+class LabelPrediction(Prediction):
+    """A single label with its probability, and every label's.
+
+    Attributes:
+        label: the most probable label.
+        score: its probability.
+        scores: probability of every label.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LabelSetPrediction(Prediction):
+    """All labels above the threshold, and every label's probability.
+
+    Attributes:
+        labels: the labels whose probability reaches the threshold; may be empty.
+        scores: probability of every label.
+    """
+
+    labels: list[str]
+    scores: dict[str, float]
+
+
+class SequenceClassification(Head):
+    """Linear classifier on one vector a sequence.
+
+    Args:
+        hidden_size: D.
+        label_space: the labels; `multi` decides between one label (softmax) and a set of labels (sigmoids).
+        binary: two labels as one logit with binary cross-entropy; the second label is the positive one.
+        pooling: how a sequence becomes one vector; None takes the backbone's.
+        dropout: probability on the pooled vector.
+        class_weights: `balanced` weights each row by N / (C · count of its label); a mapping weights labels by name.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        threshold: probability from which a label counts as present (sets of labels, and binary).
+    """
+
+    major = "accuracy"
+    mode = "max"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        label_space: LabelSpace,
+        *,
+        binary: bool = False,
+        pooling: Pooling | None = None,
+        dropout: float = 0.1,
+        class_weights: Literal["balanced"] | dict[str, float] | None = None,
+        label_smoothing: float = 0.0,
+        threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if len(label_space) < 2 and not label_space.multi:
+            raise UserError(f"classification needs at least two labels, the data has {list(label_space.names)}")
+        if binary and (len(label_space) != 2 or label_space.multi):
+            raise UserError(f"binary: true needs exactly two labels, the data has {len(label_space)}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        if not 0 < threshold < 1:
+            raise UserError(f"threshold must be in (0, 1), got {threshold}")
+        self.label_space = label_space
+        self.binary = binary
+        self.pooling = pooling
+        self.label_smoothing = label_smoothing
+        self.threshold = threshold
+        if label_space.multi:
+            self.major = "macro_f1"
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(hidden_size, 1 if binary else len(label_space))
+        nn.init.normal_(self.classify.weight, std=0.02)
+        nn.init.zeros_(self.classify.bias)
+        self.weights_C: Tensor | None
+        self.register_buffer("weights_C", _class_weights(class_weights, label_space), persistent=False)
+
+    def bind(self, backbone: Backbone) -> None:
+        """Take the backbone's pooling unless one was given."""
+        self.pooling = self.pooling or backbone.pooling
+
+    def forward(self, hidden: Hidden, batch: Batch) -> Tensor:
+        """(B, K) logits."""
+        pooled_BD = batch.pool(hidden.last_TD, self.pooling or "first")
+        logits: Tensor = self.classify(self.dropout(pooled_BD))
+        return logits
+
+    def loss(self, hidden: Hidden, batch: Batch) -> Loss:
+        """Cross-entropy, or binary cross-entropy averaged over the labels of a row, summed over rows."""
+        logits_BK = self(hidden, batch).float()
+        truth = batch.labels["label"]
+        if not (self.label_space.multi or self.binary):
+            weights_C = self.weights_C
+            sum_ = cross_entropy(
+                logits_BK, truth, weight=weights_C, label_smoothing=self.label_smoothing, reduction="sum"
+            )
+            return Loss(sum_, float(len(truth)) if weights_C is None else weights_C[truth].sum())
+        target_BK = truth.to(logits_BK.dtype).view_as(logits_BK)
+        smooth_BK = target_BK * (1 - self.label_smoothing) + self.label_smoothing / 2
+        loss_BK = binary_cross_entropy_with_logits(logits_BK, smooth_BK, reduction="none")
+        if self.weights_C is None:
+            return Loss(loss_BK.mean(1).sum(), float(len(truth)))
+        if self.binary:
+            weights_BK = self.weights_C[truth.long()].view_as(loss_BK)
+            return Loss((loss_BK * weights_BK).sum(), weights_BK.sum())
+        # Several labels: a weight strengthens a label's presence, so that rare labels are not drowned by their absence.
+        weights_BK = torch.where(target_BK > 0, self.weights_C, 1.0)
+        return Loss((loss_BK * weights_BK).mean(1).sum(), float(len(truth)))
+
+    def metrics(self) -> nn.Module:
+        """Accuracy, macro-F1 and MCC."""
+        return ClassificationMetrics(self.label_space)
+
+    def metric_inputs(self, logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """Predicted and true classes."""
+        return self.classes(logits), batch.labels["label"]
+
+    def classes(self, logits_BK: Tensor) -> Tensor:
+        """(B,) classes, or (B, C) zeros and ones for sets of labels."""
+        if self.label_space.multi:
+            return (logits_BK.float().sigmoid() >= self.threshold).long()
+        if self.binary:
+            return (logits_BK[:, 0].float().sigmoid() >= self.threshold).long()
+        return logits_BK.argmax(1)
+
+    def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
+        """The label or labels of each sequence, with probabilities."""
+        logits_BK = logits.float()
+        if self.binary:
+            yes_B1 = logits_BK.sigmoid()
+            scores_BC = torch.cat([1 - yes_B1, yes_B1], 1)
+        else:
+            scores_BC = logits_BK.sigmoid() if self.label_space.multi else logits_BK.softmax(1)
+        chosen = self.classes(logits_BK).tolist()
+        found: list[Prediction] = []
+        for index, row, choice in zip(batch.index.tolist(), scores_BC.tolist(), chosen, strict=True):
+            scores = dict(zip(self.label_space.names, row, strict=True))
+            if self.label_space.multi:
+                labels = [name for name, here in zip(self.label_space.names, choice, strict=True) if here]
+                found.append(LabelSetPrediction(index, labels, scores))
+            else:
+                label = self.label_space.names[choice]
+                found.append(LabelPrediction(index, label, scores[label], scores))
+        return found
+
+
+def _class_weights(weights: Literal["balanced"] | dict[str, float] | None, labels: LabelSpace) -> Tensor | None:
+    if weights is None:
+        return None
+    if isinstance(weights, dict):
+        values = torch.ones(len(labels))
+        for name, weight in weights.items():
+            if weight < 0:
+                raise UserError(f"class_weights must not be negative, got {weight} for {name!r}")
+            values[labels.index(name)] = weight
+        return values
+    if weights != "balanced":
+        raise UserError(f"class_weights must be balanced or a mapping from label to weight, got {weights!r}")
+    if labels.counts is None:
+        raise UserError("class_weights: balanced needs label counts, which only training data gives")
+    counts_C = torch.tensor(labels.counts, dtype=torch.float).clamp(min=1)
+    return counts_C.sum() / (len(labels) * counts_C)

@@ -1,0 +1,49 @@
+"""The model card: what a person finds when they open a model directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_LISTED_LABELS = 40
+
+
+def model_card(record: dict[str, Any], directory: Path) -> str:
+    """README.md of a model directory, from its record.
+
+    Args:
+        record: `llm_arch.json`.
+        directory: where the model lies, for the commands.
+    """
+    labels = record["label_space"]["names"]
+    shown = ", ".join(f"`{name}`" for name in labels[:_LISTED_LABELS])
+    more = f" and {len(labels) - _LISTED_LABELS} more" if len(labels) > _LISTED_LABELS else ""
+    lineage = record["lineage"]
+    lines = [
+        f"# {record['task']}, {len(labels)} labels",
+        "",
+        f"Written by llm_arch {lineage['versions']['llm_arch']}. The backbone loads in plain transformers with "
+        "`AutoModel.from_pretrained` on this folder; head, labels and lineage are in `head.safetensors` and "
+        "`llm_arch.json`; `manifest.json` lists a checksum of every file.",
+        "",
+        "```bash",
+        f"llm-arch predict --model {directory} --text 'your text'",
+        f"llm-arch test --model {directory} --data your.csv",
+        "```",
+        "",
+        f"Labels: {shown}{more}.",
+    ]
+    results = record["metrics"]
+    if results:
+        after, before = results.get("after", {}), results.get("before") or {}
+        names = [k for k, v in after.items() if isinstance(v, int | float)]
+        lines += ["", f"## Results on the {results.get('split', 'test')} split", "", "| metric | before | after |"]
+        lines += ["|---|---|---|"]
+        lines += [f"| {k} | {before[k]:.4f} | {after[k]:.4f} |" if k in before else f"| {k} | | {after[k]:.4f} |"
+                  for k in names]
+    lines += ["", "## Where it came from", ""]
+    for key, value in lineage.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        lines.append(f"- {key.replace('_', ' ')}: {value}")
+    return "\n".join(lines) + "\n"

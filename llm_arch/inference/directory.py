@@ -1,0 +1,140 @@
+"""A trained model between memory and its directory."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm_arch import model_directory
+from llm_arch.backbones.load import backbone_of
+from llm_arch.data.module import DataModule
+from llm_arch.inference.card import model_card
+from llm_arch.task import Task
+from llm_arch.types import Backbone, Head, LabelSpace, UserError
+
+_LINEAGE = ("llm_arch", "torch", "lightning", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model, ready to predict.
+
+    Attributes:
+        directory: where it came from.
+        backbone: in eval mode.
+        head: in eval mode.
+        data: a data module without rows, which knows how texts become batches.
+        record: `llm_arch.json`.
+    """
+
+    directory: Path
+    backbone: Backbone
+    head: Head
+    data: DataModule
+    record: dict[str, Any]
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The labels in the order of the logits."""
+        return self.head.label_space
+
+    def task(self) -> Task:
+        """As a Task, to test or predict with a Trainer, or to train on."""
+        return Task(self.backbone, lambda hidden_size, labels: self.head, self.label_space)
+
+
+def save(
+    task: Task,
+    data: DataModule,
+    directory: str | Path,
+    *,
+    metrics: dict[str, Any] | None = None,
+    lineage: dict[str, Any] | None = None,
+) -> Path:
+    """Write a model directory, all or nothing.
+
+    Args:
+        task: the trained task.
+        data: the data module it was trained on; gives the tokenizer and how rows are read.
+        directory: where the model goes; an older model there is replaced once the new one is complete.
+        metrics: results to record, as in metrics.json.
+        lineage: what the model came from (config, parents), recorded as given beside versions and seed.
+
+    Returns:
+        The directory.
+    """
+    directory = Path(directory)
+
+    def write(folder: Path) -> dict[str, Any]:
+        backbone_record = task.backbone.save(folder)
+        data.tokenizer.save_pretrained(folder)
+        weights = {k: v.detach().cpu().contiguous() for k, v in task.head.state_dict().items()}
+        save_file(weights, folder / model_directory.HEAD)
+        head = model_directory.part(task.head.class_path, task.head.init_args, ("hidden_size", "label_space"))
+        head["init_args"] |= {"pooling": task.backbone.pooling} if head["init_args"].get("pooling", 0) is None else {}
+        record = {
+            "task": type(task.head).__name__,
+            "backbone": {
+                "class_path": task.backbone.class_path,
+                "pooling": task.backbone.pooling,
+                **backbone_record,
+            },
+            "head": head,
+            "label_space": task.label_space.to_dict(),
+            "data": model_directory.part(data.class_path, data.record()),
+            "lineage": {
+                "versions": {name: version(name) for name in _LINEAGE} | {"python": platform.python_version()},
+                **(lineage or {}),
+            },
+            "records": {},
+            "metrics": metrics or {},
+        }
+        (folder / model_directory.CARD).write_text(model_card(record, directory), encoding="utf-8")
+        return record
+
+    model_directory.write(directory, write)
+    return directory
+
+
+def load(directory: str | Path, *, trust: tuple[str, ...] = (), check: bool = False) -> Model:
+    """Read a model directory. Nothing in it is executed.
+
+    Args:
+        directory: what `save` or `llm-arch fit` wrote.
+        trust: modules outside this package that the model may use (a head of your own).
+        check: compare every file with the manifest first.
+
+    Raises:
+        UserError: when it is no model directory, damaged, or uses code that is not trusted.
+    """
+    directory = Path(directory)
+    record = model_directory.read(directory)
+    if check:
+        model_directory.check_manifest(directory)
+    try:
+        labels = LabelSpace.from_dict(record["label_space"])
+        backbone = backbone_of(directory, record["backbone"], trust)
+        backbone.pooling = record["backbone"].get("pooling", backbone.pooling)
+        head_class = model_directory.resolve(record["head"]["class_path"], Head, trust)
+        head = head_class(backbone.hidden_size, labels, **record["head"]["init_args"])
+        head.bind(backbone)
+        head.load_state_dict(load_file(directory / model_directory.HEAD), strict=True)
+        data_class = model_directory.resolve(record["data"]["class_path"], DataModule, trust)
+        data = data_class(tokenizer=str(directory), labels=list(labels.names), **record["data"]["init_args"])
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{directory} is damaged or incomplete ({reason}); fetch or train the model again") from error
+    for part in (backbone, head):
+        part.eval()
+        if any(not torch.isfinite(p).all() for p in part.parameters()):
+            raise UserError(f"{directory} holds weights that are not finite; the training run that wrote it went wrong")
+    return Model(directory, backbone, head, data, record)

@@ -1,0 +1,113 @@
+"""Predictions for texts, rows and whole splits, always in input order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from llm_arch.data.batching import Cut, evaluation_plan
+from llm_arch.data.module import DataModule, make_batch
+from llm_arch.inference.directory import Model, load
+from llm_arch.precision import use_fast_fp32
+from llm_arch.task import Task
+from llm_arch.types import Prediction, UserError
+
+_CHUNK = 1024
+
+
+class Predictor:
+    """Predicts with a model directory.
+
+    Args:
+        model: a model directory, or a loaded `Model`.
+        device: where to run; None for a GPU if there is one.
+        batch_tokens: tokens a batch at most.
+        trust: modules outside this package that the model may use.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Model,
+        *,
+        device: str | None = None,
+        batch_tokens: int = 4096,
+        trust: tuple[str, ...] = (),
+    ) -> None:
+        self.model = model if isinstance(model, Model) else load(model, trust=trust)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cpu":
+            use_fast_fp32()
+        self.batch_tokens = batch_tokens
+        self.truncated = 0
+        self.model.backbone.to(self.device)
+        self.model.head.to(self.device)
+
+    def __call__(self, texts: Iterable[str] | str) -> list[Prediction]:
+        """Predictions of one text or several.
+
+        Args:
+            texts: the texts; a single one is taken as a list of one.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        column = next(iter(self.model.data.columns))
+        return list(self.stream({column: text} for text in texts))
+
+    def stream(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Prediction]:
+        """Predictions of rows, one after another in input order; memory does not grow with their number.
+
+        Args:
+            rows: mappings with the columns the model was trained on; labels are not needed.
+
+        Raises:
+            UserError: for a row that can't be used, naming its number.
+        """
+        rows = iter(rows)
+        start = 0
+        while chunk := list(islice(rows, _CHUNK)):
+            yield from self._chunk(chunk, start)
+            start += len(chunk)
+
+    def _chunk(self, rows: list[Mapping[str, Any]], start: int) -> list[Prediction]:
+        data = self.model.data
+        needed = [name for name, always in data.columns.items() if always]
+        for number, row in enumerate(rows, start=start + 1):
+            missing = [name for name in needed if row.get(name) is None]
+            if missing:
+                raise UserError(f"row {number} has no {missing[0]!r}; it has: {', '.join(map(str, row))}")
+            fault = data.fault(row, False)
+            if fault:
+                raise UserError(f"row {number}: {fault}")
+        columns, truncated = data.encode([data.texts(row) for row in rows])
+        self.truncated += truncated
+        lengths = np.array([len(ids) for ids in columns["input_ids"]])
+        found: list[Prediction] = []
+        for rows_of_batch in evaluation_plan(Cut(lengths, None, self.batch_tokens), 1):
+            chosen = {name: [values[i] for i in rows_of_batch] for name, values in columns.items()}
+            batch = make_batch({**chosen, "index": [start + int(i) for i in rows_of_batch]}).to(self.device)
+            with torch.inference_mode():
+                logits = self.model.head(self.model.backbone(batch), batch)
+                found += self.model.head.decode(logits, batch)
+        return sorted(found, key=lambda p: p.index)
+
+
+def predict(trainer: L.Trainer, task: Task, data: DataModule) -> list[Prediction]:
+    """Predictions of the data module's `predict` rows with a Trainer, in input order, on every rank all of them.
+
+    Args:
+        trainer: any trainer; with several ranks each predicts its share.
+        task: the task.
+        data: a data module with `predict` rows.
+    """
+    batches = trainer.predict(task, datamodule=data) or []
+    found = [p for batch in batches for p in batch]
+    if trainer.world_size > 1:
+        shares: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(shares, found)
+        found = list(chain.from_iterable(shares))
+    return sorted(found, key=lambda p: p.index)

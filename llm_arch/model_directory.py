@@ -1,0 +1,177 @@
+"""The model directory on disk: what it holds, written all or nothing, read without running anything from it.
+
+    config.json, model.safetensors, tokenizer files    transformers' own, so plain transformers can load the backbone
+    head.safetensors                                   the head's weights
+    llm_arch.json                                      schema version, task, parts and their arguments, labels, lineage
+    README.md                                          the model card
+    manifest.json                                      SHA-256 of every file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm_arch.types import UserError
+
+SCHEMA_VERSION = 1
+RECORD = "llm_arch.json"
+MANIFEST = "manifest.json"
+HEAD = "head.safetensors"
+CARD = "README.md"
+
+_NEEDED = ("backbone", "head", "label_space", "data")
+
+Kind = TypeVar("Kind")
+
+
+def is_model_directory(directory: Path) -> bool:
+    """Whether this folder is one of ours."""
+    return (directory / RECORD).is_file()
+
+
+def write(directory: Path, save: Callable[[Path], dict[str, Any]]) -> None:
+    """Write a model directory all or nothing.
+
+    Args:
+        directory: where it goes; an older model directory there is replaced only once the new one is complete.
+        save: writes the weights into the folder it is given and returns the record.
+    """
+    if directory.exists() and any(directory.iterdir()) and not is_model_directory(directory):
+        raise UserError(f"{directory} holds something else than a model; name another folder")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        record = {"schema_version": SCHEMA_VERSION, **save(temporary)}
+        text = json.dumps(record, indent=2, ensure_ascii=False)
+        (temporary / RECORD).write_text(text + "\n", encoding="utf-8")
+        write_manifest(temporary)
+        temporary.chmod(0o777 & ~_umask())
+        old = directory.with_name(f".{directory.name}.old")
+        if directory.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            directory.rename(old)
+        temporary.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_manifest(directory: Path) -> None:
+    """List every file of the directory with its size and SHA-256."""
+    files = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*")) if p.is_file()}
+    files.pop(MANIFEST, None)
+    entries = {name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for name, path in files.items()}
+    (directory / MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n", encoding="utf-8")
+
+
+def check_manifest(directory: Path) -> None:
+    """Compare every file with the manifest; raises UserError naming the first that differs."""
+    try:
+        entries = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory / MANIFEST} is missing or damaged; fetch the model again") from error
+    for name, entry in entries.items():
+        path = (directory / name).resolve()
+        if not path.is_relative_to(directory.resolve()):
+            raise UserError(f"{directory / MANIFEST} names a file outside the folder: {name!r}")
+        if not path.is_file():
+            raise UserError(f"{directory} lacks {name}, which its manifest lists; fetch the model again")
+        if _digest(path) != entry["sha256"]:
+            raise UserError(f"{path} is not the file that was saved (its checksum differs); fetch the model again")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The record of a model directory.
+
+    Raises:
+        UserError: when the folder is no model directory, or one that this version can't read.
+    """
+    if directory.is_file():
+        hint = "pickled files are never loaded; " if directory.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt") else ""
+        raise UserError(f"{directory} is a file; {hint}name the model directory that `llm-arch fit` wrote (OUTPUT/model)")
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; name the model directory that `llm-arch fit` wrote (OUTPUT/model)")
+    if not is_model_directory(directory):
+        inner = directory / "model"
+        hint = f"; did you mean {inner}?" if is_model_directory(inner) else "; train one with `llm-arch fit`"
+        raise UserError(f"{directory} is no model directory of llm-arch (it has no {RECORD}){hint}")
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        version = record["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory / RECORD} is damaged ({type(error).__name__}); fetch the model again") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{directory / RECORD} has schema version {version!r}; this llm-arch reads {SCHEMA_VERSION}")
+    missing = [name for name in _NEEDED if not isinstance(record.get(name), dict)]
+    if missing:
+        raise UserError(f"{directory / RECORD} lacks {missing[0]!r}; fetch the model again")
+    return dict(record)
+
+
+def part(class_path: str, init_args: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A part of a model as `class_path` and the arguments that differ from nothing: JSON-able ones only.
+
+    Raises:
+        UserError: naming the argument that JSON can't hold.
+    """
+    arguments = {k: v for k, v in init_args.items() if k not in leave_out}
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise UserError(
+                f"{class_path}: the argument {name!r} ({type(value).__name__}) can't be written to a model directory; "
+                f"use plain values (text, numbers, lists, mappings)"
+            ) from None
+    return {"class_path": class_path, "init_args": arguments}
+
+
+def resolve(class_path: str, kind: type[Kind], trust: tuple[str, ...] = ()) -> type[Kind]:
+    """The class that a record names, without importing code just because a file says so.
+
+    Args:
+        class_path: module and class.
+        kind: what it must be a subclass of.
+        trust: modules outside this package that may be imported.
+
+    Raises:
+        UserError: when the class is unknown, of another kind, or in a module that is neither part of this package,
+            nor already imported, nor trusted.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    ours = module_name.split(".")[0] == "llm_arch"
+    module = sys.modules.get(module_name)
+    if module is None:
+        if not ours and module_name not in trust:
+            raise UserError(
+                f"this model uses {class_path}, which is code outside llm-arch; "
+                f"if you trust it, allow it with --trust {module_name}"
+            )
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise UserError(f"this model uses {class_path}, but {module_name} can't be imported ({error})") from error
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"this model uses {class_path}, which is no {kind.__name__}")
+    return found

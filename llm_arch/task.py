@@ -1,0 +1,222 @@
+"""The one LightningModule: backbone, head, loss terms and optimizer.
+
+Legend: T tokens, B sequences, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from llm_arch import optim
+from llm_arch.backbones.load import backbone_from
+from llm_arch.freezing import Freeze, freeze_backbone
+from llm_arch.seeding import mix, run_seed
+from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, LossTerm, Pooling, Prediction, UserError
+
+DEFAULT_LEARNING_RATE = 2e-4
+DEFAULT_WEIGHT_DECAY = 0.01
+
+
+class Task(L.LightningModule):
+    """Backbone + head + loss terms + optimizer.
+
+    Losses are sums with a denominator: gradients are scaled once a step by what all micro-batches and ranks counted
+    together, so that accumulation, packing and the number of devices do not change them.
+
+    Args:
+        backbone: a `Backbone`, or the name of one: directory, hub id, `package:NAME/FOLDER`, preset, model directory.
+        head: makes the head from the hidden size and the label space; usually a `Head` class.
+        label_space: the labels; comes from the data.
+        optimizer: makes the optimizer from parameter groups; None for AdamW with `learning_rate` and `weight_decay`.
+        learning_rate: of the default optimizer (2e-4 when None).
+        weight_decay: of the default optimizer (0.01 when None), on all but biases, normalisation and embeddings.
+        lr_scheduler: learning rate over the steps; None for linear decay after 10 % of warm-up.
+        loss_terms: extra terms added to the head's loss.
+        freeze: `none`, `backbone`, `embeddings`, or a number of layers frozen from below, embeddings included.
+        dropout: dropout everywhere in the backbone; None keeps what its configuration says.
+        pooling: how heads make one vector of a sequence; None for the backbone's own (mean for encoders, last token
+            for decoders).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | str,
+        head: Callable[[int, LabelSpace], Head],
+        label_space: LabelSpace,
+        *,
+        optimizer: OptimizerCallable | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float | None = None,
+        lr_scheduler: optim.Schedule | None = None,
+        loss_terms: Sequence[LossTerm] = (),
+        freeze: Freeze = "none",
+        dropout: float | None = None,
+        pooling: Pooling | None = None,
+    ) -> None:
+        super().__init__()
+        if optimizer is not None and not (learning_rate is None and weight_decay is None):
+            raise UserError(
+                "model.learning_rate and model.weight_decay belong to the default optimizer; "
+                "beside model.optimizer give model.optimizer.lr and model.optimizer.weight_decay"
+            )
+        self.backbone = backbone_from(backbone) if isinstance(backbone, str) else backbone
+        if dropout is not None:
+            if not hasattr(self.backbone, "set_dropout"):
+                raise UserError(f"{type(self.backbone).__name__} has no model.dropout; set its own argument")
+            self.backbone.set_dropout(dropout)
+        if pooling is not None:
+            self.backbone.pooling = pooling
+        self.head = head(self.backbone.hidden_size, label_space)
+        self.head.bind(self.backbone)
+        self.label_space = label_space
+        self.optimizer_callable = optimizer
+        self.learning_rate = DEFAULT_LEARNING_RATE if learning_rate is None else learning_rate
+        self.weight_decay = DEFAULT_WEIGHT_DECAY if weight_decay is None else weight_decay
+        self.lr_scheduler = lr_scheduler if lr_scheduler is not None else optim.Linear(warmup=0.1)
+        self.loss_terms = list(loss_terms)
+        freeze_backbone(self.backbone, freeze)
+        self.evaluated = self.head.metrics()
+        self.evaluated_loss = MeanMetric()
+        self._denominator: Tensor | float = 0.0
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the head."""
+        logits: Tensor = self.head(self.backbone(batch), batch)
+        return logits
+
+    def loss(self, batch: Batch) -> Loss:
+        """The head's loss plus all terms, over the head's denominator."""
+        hidden: Hidden = self.backbone(batch)
+        loss = self.head.loss(hidden, batch)
+        total = loss.sum
+        for term in self.loss_terms:
+            extra = term(self.backbone, batch, hidden, self.head)
+            total = total + extra.sum * (loss.denominator / extra.denominator)
+        return Loss(total, loss.denominator)
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        """Check what only model and data together can tell."""
+        longest = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
+        if longest and self.backbone.max_length and longest > self.backbone.max_length:
+            raise UserError(
+                f"data.max_length is {longest}, but the backbone has {self.backbone.max_length} positions; "
+                f"set --data.max_length {self.backbone.max_length} or less"
+            )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout from (seed, epoch, global micro-batch): the same on resume, and on any number of ranks."""
+        micro_batch = batch_idx * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed(mix(run_seed(), self.trainer.current_epoch, micro_batch))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss to go backward: a mean where one micro-batch makes the step, else a sum that is scaled later."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss.mean.detach(), batch_size=batch.size, prog_bar=True)
+        if self._steps_alone:
+            return loss.mean
+        counted = loss.denominator
+        self._denominator += counted.detach() if isinstance(counted, Tensor) else counted
+        return loss.sum
+
+    @property
+    def _steps_alone(self) -> bool:
+        return self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn the gradient of the sum into that of the mean over everything counted since the last step."""
+        self.log_dict({f"lr-{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)})
+        if self._steps_alone:
+            return
+        counted = torch.as_tensor(self._denominator, dtype=torch.float64 if self.device.type == "cpu" else None)
+        counted = self.trainer.strategy.reduce(counted.to(self.device), reduce_op="sum")
+        self._denominator = 0.0
+        # Lightning has divided by the accumulation, and DDP by the ranks.
+        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / float(counted)
+        optim.scale_gradients(_parameters(optimizer), factor)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip dense and sparse gradients together."""
+        if not gradient_clip_val:
+            return
+        if self.trainer.strategy.strategy_name in ("fsdp", "deepspeed"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            optim.clip_values(_parameters(optimizer), float(gradient_clip_val))
+        else:
+            optim.clip_gradients(_parameters(optimizer), float(gradient_clip_val))
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and per-step schedule."""
+        groups = optim.parameter_groups(self, self.weight_decay)
+        if self.optimizer_callable is None:
+            if self.trainer.world_size == 1 and self.device.type == "cpu":
+                optim.make_embeddings_sparse(self)
+            optimizer: Optimizer = optim.AdamW(groups, lr=self.learning_rate)
+        else:
+            for group in groups:
+                if group["weight_decay"]:
+                    del group["weight_decay"]  # the optimizer's own counts
+            optimizer = self.optimizer_callable(groups)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        schedule = self.lr_scheduler(optimizer, int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        self._reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def _reset(self) -> None:
+        self.evaluated.reset()
+        self.evaluated_loss.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count one batch."""
+        hidden = self.backbone(batch)
+        loss = self.head.loss(hidden, batch)
+        self.evaluated.update(*self.head.metric_inputs(self.head(hidden, batch), batch))
+        self.evaluated_loss.update(loss.mean, loss.denominator)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss` and `val/<metric>`."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/loss` and `test/<metric>`."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, prefix: str) -> None:
+        found = {"loss": self.evaluated_loss.compute(), **self.evaluated.compute()}
+        major = self.head.major
+        self.log_dict({f"{prefix}/{k}": v for k, v in found.items() if k != major}, rank_zero_only=False)
+        self.log(f"{prefix}/{major}", found[major], prog_bar=prefix == "val")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """Typed predictions of one batch; `llm_arch.inference.predict` puts those of all batches in input order."""
+        return self.head.decode(self(batch), batch)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,96 @@
+"""Lightning's Trainer with this project's defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from llm_arch.callbacks.checkpoint import Checkpoint
+from llm_arch.callbacks.early_stopping import EarlyStopping
+from llm_arch.precision import choose_precision, use_fast_fp32
+
+
+class Trainer(L.Trainer):
+    """`lightning.Trainer`, where what is left out is chosen well.
+
+    Args:
+        precision: as in Lightning; None takes bf16 where the device has it, else fp32, and says so.
+        accelerator: as in Lightning.
+        max_epochs: epochs.
+        gradient_clip_val: largest norm of the gradient; None for no clipping.
+        logger: as in Lightning; None for a CSV file in the output directory.
+        callbacks: as in Lightning; checkpoints of the last and the best state, early stopping on the head's major
+            metric and a progress bar are added where none of their kind is given.
+        default_root_dir: the output directory; None for the working directory.
+        **options: everything else `lightning.Trainer` takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        precision: str | int | None = None,
+        accelerator: str = "auto",
+        max_epochs: int | None = None,
+        gradient_clip_val: float | None = 1.0,
+        logger: Logger | list[Logger] | bool | None = None,
+        callbacks: list[Callback] | Callback | None = None,
+        default_root_dir: str | None = None,
+        **options: Any,
+    ) -> None:
+        root = Path(default_root_dir or ".")
+        if logger is None or logger is True:
+            logger = CSVLogger(root, name="logs", version="")
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        callbacks += _missing_callbacks(callbacks, options)
+        if max_epochs is None and options.get("max_steps", -1) == -1 and options.get("max_time") is None:
+            max_epochs = 3
+        self.precision_reason = "as asked"
+        if precision is None and not options.get("plugins"):
+            precision, self.precision_reason = choose_precision(_device_kind(accelerator))
+            if precision == "32-true" and _device_kind(accelerator) == "cpu":
+                use_fast_fp32()
+        options.setdefault("enable_model_summary", False)
+        # The batches are already spread over the ranks.
+        options["use_distributed_sampler"] = False
+        super().__init__(
+            precision=precision,  # type: ignore[arg-type]
+            accelerator=accelerator,
+            max_epochs=max_epochs,
+            gradient_clip_val=gradient_clip_val,
+            logger=logger,
+            callbacks=callbacks,
+            default_root_dir=default_root_dir,
+            **options,
+        )
+
+
+def _device_kind(accelerator: str) -> str:
+    if accelerator in ("auto", "gpu"):
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    return accelerator
+
+
+def _missing_callbacks(given: list[Callback], options: dict[str, Any]) -> list[Callback]:
+    added: list[Callback] = []
+
+    def lacks(kind: type) -> bool:
+        return not any(isinstance(c, kind) for c in given)
+
+    if options.get("enable_progress_bar", True) is not False and lacks(ProgressBar):
+        added.append(RichProgressBar(refresh_rate=10))
+    if options.get("fast_dev_run") or options.get("barebones"):
+        return added
+    if options.get("enable_checkpointing", True) is not False and lacks(LightningCheckpoint):
+        added.append(Checkpoint())
+    if lacks(LightningEarlyStopping):
+        added.append(EarlyStopping())
+    return added

@@ -1,0 +1,275 @@
+"""The types that flow from data to prediction, and the abstract parts of a model.
+
+Legend: T tokens of the batch, B sequences, D hidden size, C classes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Pooling = Literal["first", "last", "mean", "max"]
+
+
+class UserError(ValueError):
+    """Wrong input from the user: one clear sentence naming file, row or key, and what to do next (exit code 2)."""
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The labels of a task, in the order of the logits.
+
+    Args:
+        names: the label names; position is the class index.
+        counts: how often each label stands in the training split, or None when unknown; used by balanced weights.
+        multi: whether an example carries a set of labels instead of exactly one.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...] | None = None
+    multi: bool = False
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            raise UserError(f"label names must be distinct, got {list(self.names)}")
+        if self.counts is not None and len(self.counts) != len(self.names):
+            raise UserError(f"{len(self.names)} labels but {len(self.counts)} counts")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """The class index of a label name; raises UserError listing the known labels."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            known = ", ".join(self.names[:12]) + (" …" if len(self.names) > 12 else "")
+            raise UserError(f"unknown label {name!r}; the labels are: {known}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {"names": list(self.names), "counts": list(self.counts) if self.counts else None, "multi": self.multi}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LabelSpace:
+        """The inverse of `to_dict`."""
+        counts = values.get("counts")
+        return cls(tuple(values["names"]), tuple(counts) if counts else None, bool(values.get("multi", False)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B token sequences, one after another, without padding between them.
+
+    The padded layout of an export is the same type: T = B·L, `starts` = arange(B)·L, and `valid` marks real tokens.
+
+    Attributes:
+        input_ids: (T,) token ids.
+        position_ids: (T,) position of each token in its own sequence, from 0.
+        segments: (T,) which sequence a token belongs to, 0 … B-1.
+        starts: (B,) index of each sequence's first token.
+        lengths: (B,) tokens of each sequence, padding not counted.
+        index: (B,) row number of each sequence in its data set.
+        token_type_ids: (T,) 0 for the first text of a pair and 1 for the second, or None.
+        valid: (T,) True for real tokens, or None in the flat layout, where all are.
+        labels: what the head needs to compute its loss, by name; first dimension B or T.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    starts: Tensor
+    lengths: Tensor
+    index: Tensor
+    token_type_ids: Tensor | None = None
+    valid: Tensor | None = None
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """B, the number of sequences."""
+        return len(self.starts)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=non_blocking)
+
+        tensors = {k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors, labels={k: move(v) for k, v in self.labels.items()})
+
+    def first_token(self, hidden_TD: Tensor) -> Tensor:
+        """(B, D): the state of each sequence's first token."""
+        return hidden_TD[self.starts]
+
+    def last_token(self, hidden_TD: Tensor) -> Tensor:
+        """(B, D): the state of each sequence's last real token."""
+        return hidden_TD[self.starts + self.lengths - 1]
+
+    def mean(self, hidden_TD: Tensor) -> Tensor:
+        """(B, D): the mean over each sequence's real tokens."""
+        if self.valid is not None:
+            hidden_TD = hidden_TD * self.valid[:, None].to(hidden_TD.dtype)
+        total_BD = hidden_TD.new_zeros(self.size, hidden_TD.shape[1]).index_add(0, self.segments, hidden_TD)
+        return total_BD / self.lengths[:, None].to(hidden_TD.dtype)
+
+    def max(self, hidden_TD: Tensor) -> Tensor:
+        """(B, D): the elementwise maximum over each sequence's real tokens."""
+        if self.valid is not None:
+            hidden_TD = hidden_TD.masked_fill(~self.valid[:, None], float("-inf"))
+        low_BD = hidden_TD.new_full((self.size, hidden_TD.shape[1]), float("-inf"))
+        return low_BD.scatter_reduce(0, self.segments[:, None].expand_as(hidden_TD), hidden_TD, "amax")
+
+    def pool(self, hidden_TD: Tensor, pooling: Pooling) -> Tensor:
+        """(B, D): one vector a sequence, by the named pooling."""
+        return {"first": self.first_token, "last": self.last_token, "mean": self.mean, "max": self.max}[pooling](
+            hidden_TD
+        )
+
+
+class Hidden(NamedTuple):
+    """What a backbone returns: the last layer's states (T, D), and all layers' (embeddings first) when asked for."""
+
+    last_TD: Tensor
+    layers: tuple[Tensor, ...] | None = None
+
+
+class Loss(NamedTuple):
+    """A loss as its sum over what it counts, and that count: so that accumulation, packing and ranks do not change it."""
+
+    sum: Tensor
+    denominator: Tensor | float
+
+    @property
+    def mean(self) -> Tensor:
+        """The sum over the denominator."""
+        return self.sum / self.denominator
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head says of one example; every task has a subclass with fields of its own.
+
+    Attributes:
+        index: row number of the example in its input.
+    """
+
+    index: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values, without the row number."""
+        return {k: v for k, v in asdict(self).items() if k != "index"}
+
+
+class Configured:
+    """Remembers the arguments a part was built with, so that a model directory can name it and build it again."""
+
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Keep the constructor's arguments by name."""
+        part = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(part, *args, **kwargs).arguments
+        object.__setattr__(part, "init_args", {k: v for k, v in bound.items() if k != "self"})
+        return part
+
+    @property
+    def class_path(self) -> str:
+        """Module and class, as YAML's `class_path` writes it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+
+class Backbone(Configured, nn.Module, ABC):
+    """Batch → hidden states.
+
+    Attributes:
+        hidden_size: D.
+        max_length: longest sequence in tokens, or None when there is no limit.
+        pooling: how heads make one vector of a sequence unless told otherwise; subclasses set what suits their kind.
+    """
+
+    hidden_size: int
+    max_length: int | None
+    pooling: Pooling
+
+    @property
+    @abstractmethod
+    def embeddings(self) -> nn.Embedding:
+        """The token embeddings (V, D)."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """The stacked layers, lowest first (frozen from below by `model.freeze`)."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, *, inputs_embeds: Tensor | None = None, all_hidden: bool = False) -> Hidden:
+        """States of the batch's tokens, in the batch's layout.
+
+        Args:
+            batch: the tokens.
+            inputs_embeds: (T, D) word embeddings to use instead of looking up `batch.input_ids`.
+            all_hidden: also return every layer's states.
+        """
+
+    @abstractmethod
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Write configuration and weights as safetensors and JSON; return what `load` needs beyond the files."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, directory: Path, record: Mapping[str, Any]) -> Backbone:
+        """Rebuild what `save` wrote, with equal outputs."""
+
+
+class Head(Configured, nn.Module, ABC):
+    """Hidden states → logits, loss, metrics and predictions of one task.
+
+    Attributes:
+        label_space: the labels in the order of the logits.
+        major: name of the metric that early stopping and checkpoints follow.
+        mode: whether `major` is better when higher ("max") or lower ("min").
+    """
+
+    label_space: LabelSpace
+    major: str
+    mode: Literal["min", "max"]
+
+    def bind(self, backbone: Backbone) -> None:  # noqa: B027 - a hook: most heads need no more than the hidden size
+        """Called once with the backbone, for heads that read its pooling or share its embeddings."""
+
+    @abstractmethod
+    def forward(self, hidden: Hidden, batch: Batch) -> Tensor:
+        """Logits, only at the positions that matter."""
+
+    @abstractmethod
+    def loss(self, hidden: Hidden, batch: Batch) -> Loss:
+        """Loss of the labels in the batch as sum and denominator."""
+
+    @abstractmethod
+    def metrics(self) -> nn.Module:
+        """A fresh `torchmetrics.Metric` whose `compute` returns numbers by name, `major` among them."""
+
+    @abstractmethod
+    def metric_inputs(self, logits: Tensor, batch: Batch) -> tuple[Any, ...]:
+        """What the metric's `update` takes for one batch."""
+
+    @abstractmethod
+    def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
+        """One typed prediction a sequence."""
+
+
+class LossTerm(Configured, ABC):
+    """An extra term added to the head's loss; shares its denominator, or returns a mean times it."""
+
+    @abstractmethod
+    def __call__(self, forward: Callable[[Batch], Hidden], batch: Batch, hidden: Hidden, head: Head) -> Loss:
+        """The term for one batch; `forward` runs the backbone again (R-Drop, adversarial training)."""
