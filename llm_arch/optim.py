@@ -137,10 +137,10 @@ class AdamW(Optimizer):
     """AdamW (Loshchilov & Hutter 2019): torch's fused one, which here also takes the sparse gradients of embeddings.
 
     A sparse gradient (`nn.Embedding(sparse=True)`) gives the update that the same gradient with its zeros written out
-    would give, at the cost of the active rows only: a row that never had a gradient has no moments and does not
-    move, one that had keeps moving by its momentum. (torch's SparseAdam moves only the rows of the step: another
-    method.) As in torch, a parameter without gradient (`grad is None`) rests and its step is not counted; a sparse
-    gradient without entries is a gradient of zero, so momentum goes on.
+    would give (the same bits where D is a multiple of 16), at the cost of the active rows only: a row that never had a
+    gradient has no moments and does not move, one that had keeps moving by its momentum. (torch's SparseAdam moves
+    only the rows of the step: another method.) As in torch, a parameter without gradient (`grad is None`) rests and
+    its step is not counted; a sparse gradient without entries is a gradient of zero, so momentum goes on.
 
     Args:
         params: parameters or groups of them.

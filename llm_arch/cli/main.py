@@ -1,0 +1,77 @@
+"""`llm-arch VERB …`: finds the verb, runs it, and turns what went wrong into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+VERBS = {
+    "fit": "train a model on your data, measure it before and after, and save it",
+    "test": "measure a saved model on a file with labels",
+    "predict": "predict with a saved model, one JSON object a line",
+}
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+def usage() -> str:
+    """What `llm-arch --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return (
+        "usage: llm-arch VERB [options]\n\n"
+        "From text to a fine-tuned, reusable model.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "`llm-arch VERB --help` tells more. A first try, on embedded data:\n"
+        "  llm-arch fit -c task/text_classification --output runs/first\n"
+        "  llm-arch predict --model runs/first/model --text 'turn on the kitchen light'\n\n"
+        "exit codes: 0 done, 1 the run failed, 2 the input was wrong, 75 preempted and resumable"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: the command line without the program's name; None for the process's own.
+
+    Returns:
+        The exit code: 0 done, 1 the run failed, 2 the input was wrong.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return DONE if arguments else WRONG_INPUT
+    if arguments[0] in ("-V", "--version"):
+        from llm_arch import __version__
+
+        print(f"llm-arch {__version__}")
+        return DONE
+    verb, *rest = arguments
+    if verb not in VERBS:
+        near = get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return _complain(f"unknown verb {verb!r}{hint} Verbs: {', '.join(VERBS)}")
+    from llm_arch.types import UserError
+
+    try:
+        import_module(f"llm_arch.cli.{verb}").run(rest)
+    except UserError as error:
+        return _complain(str(error))
+    except BrokenPipeError:  # `llm-arch predict … | head`
+        sys.stderr.close()
+        return DONE
+    except KeyboardInterrupt:
+        print("llm-arch: interrupted", file=sys.stderr)
+        return 130
+    return DONE
+
+
+def _complain(message: str) -> int:
+    print(f"llm-arch: error: {message}", file=sys.stderr)
+    return WRONG_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
