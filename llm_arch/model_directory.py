@@ -1,10 +1,10 @@
 """The model directory on disk: what it holds, written all or nothing, read without running anything from it.
 
-    config.json, model.safetensors, tokenizer files    transformers' own, so plain transformers can load the backbone
-    head.safetensors                                   the head's weights
-    llm_arch.json                                      schema version, task, parts and their arguments, labels, lineage
-    README.md                                          the model card
-    manifest.json                                      SHA-256 of every file
+config.json, model.safetensors, tokenizer files    transformers' own, so plain transformers can load the backbone
+head.safetensors                                   the head's weights
+llm_arch.json                                      schema version, task, parts and their arguments, labels, lineage
+README.md                                          the model card
+manifest.json                                      SHA-256 of every file
 """
 
 from __future__ import annotations
@@ -107,10 +107,16 @@ def read(directory: Path) -> dict[str, Any]:
         UserError: when the folder is no model directory, or one that this version can't read.
     """
     if directory.is_file():
-        hint = "pickled files are never loaded; " if directory.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt") else ""
-        raise UserError(f"{directory} is a file; {hint}name the model directory that `llm-arch fit` wrote (OUTPUT/model)")
+        hint = (
+            "pickled files are never loaded; " if directory.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt") else ""
+        )
+        raise UserError(
+            f"{directory} is a file; {hint}name the model directory that `llm-arch fit` wrote (OUTPUT/model)"
+        )
     if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; name the model directory that `llm-arch fit` wrote (OUTPUT/model)")
+        raise UserError(
+            f"{directory}: no such directory; name the model directory that `llm-arch fit` wrote (OUTPUT/model)"
+        )
     if not is_model_directory(directory):
         inner = directory / "model"
         hint = f"; did you mean {inner}?" if is_model_directory(inner) else "; train one with `llm-arch fit`"

@@ -5,8 +5,10 @@ Legend: T tokens, B sequences, D hidden size.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -85,6 +87,9 @@ class Task(L.LightningModule):
         freeze_backbone(self.backbone, freeze)
         self.evaluated = self.head.metrics()
         self.evaluated_loss = MeanMetric()
+        self.report: dict[str, dict[str, Any]] = {}
+        self.train_seconds = 0.0
+        self.trained_rows = self.trained_tokens = 0
         self._denominator: Tensor | float = 0.0
 
     def forward(self, batch: Batch) -> Tensor:
@@ -104,6 +109,14 @@ class Task(L.LightningModule):
 
     # Training
 
+    def on_train_epoch_start(self) -> None:
+        """Start the clock: validation and checkpoints between epochs are not training time."""
+        self._epoch_started = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        """Stop the clock."""
+        self.train_seconds += time.perf_counter() - self._epoch_started
+
     def on_fit_start(self) -> None:
         """Check what only model and data together can tell."""
         longest = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
@@ -121,6 +134,8 @@ class Task(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss to go backward: a mean where one micro-batch makes the step, else a sum that is scaled later."""
         loss = self.loss(batch)
+        self.trained_rows += batch.size * self.trainer.world_size
+        self.trained_tokens += len(batch.input_ids) * self.trainer.world_size
         self.log("train/loss", loss.mean.detach(), batch_size=batch.size, prog_bar=True)
         if self._steps_alone:
             return loss.mean
@@ -209,6 +224,9 @@ class Task(L.LightningModule):
 
     def _log_evaluation(self, prefix: str) -> None:
         found = {"loss": self.evaluated_loss.compute(), **self.evaluated.compute()}
+        if isinstance(self.evaluated, Reports):
+            with self.evaluated.sync_context():
+                self.report = self.evaluated.per_label()
         major = self.head.major
         self.log_dict({f"{prefix}/{k}": v for k, v in found.items() if k != major}, rank_zero_only=False)
         self.log(f"{prefix}/{major}", found[major], prog_bar=prefix == "val")
@@ -216,6 +234,19 @@ class Task(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """Typed predictions of one batch; `llm_arch.inference.predict` puts those of all batches in input order."""
         return self.head.decode(self(batch), batch)
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """A metric that can also say how each label did."""
+
+    def per_label(self) -> dict[str, dict[str, Any]]:
+        """Numbers by label."""
+        ...
+
+    def sync_context(self) -> AbstractContextManager[None]:
+        """Gather the counts of all ranks for a while."""
+        ...
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

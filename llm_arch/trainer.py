@@ -25,7 +25,7 @@ class Trainer(L.Trainer):
         accelerator: as in Lightning.
         max_epochs: epochs.
         gradient_clip_val: largest norm of the gradient; None for no clipping.
-        logger: as in Lightning; None for a CSV file in the output directory.
+        logger: as in Lightning; a CSV file in the output directory is always written unless False.
         callbacks: as in Lightning; checkpoints of the last and the best state, early stopping on the head's major
             metric and a progress bar are added where none of their kind is given.
         default_root_dir: the output directory; None for the working directory.
@@ -45,8 +45,10 @@ class Trainer(L.Trainer):
         **options: Any,
     ) -> None:
         root = Path(default_root_dir or ".")
-        if logger is None or logger is True:
-            logger = CSVLogger(root, name="logs", version="")
+        if logger is not False:
+            given = [logger] if isinstance(logger, Logger) else list(logger) if isinstance(logger, list) else []
+            has_csv = any(isinstance(one, CSVLogger) for one in given)
+            logger = given if has_csv else [CSVLogger(root, name="logs", version=""), *given]
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         callbacks += _missing_callbacks(callbacks, options)
         if max_epochs is None and options.get("max_steps", -1) == -1 and options.get("max_time") is None:

@@ -251,9 +251,7 @@ class DataModule(Configured, L.LightningDataModule, ABC):
 
     def _bad(self, source: str, line: int, fault: str, facts: dict[str, Any]) -> None:
         if self.on_bad_row == "error":
-            raise UserError(
-                f"{source}, line {line}: {fault} (or leave such rows out with --data.on_bad_row skip)"
-            )
+            raise UserError(f"{source}, line {line}: {fault} (or leave such rows out with --data.on_bad_row skip)")
         facts["bad_rows"] += 1
         if len(facts["bad"]) < _KEPT_BAD_ROWS:
             facts["bad"].append([line, fault])
@@ -322,7 +320,9 @@ class DataModule(Configured, L.LightningDataModule, ABC):
         if self.trainer is not None and self.trainer.world_size > 1:
             connector = self.trainer._accelerator_connector
             if connector.use_distributed_sampler:
-                raise UserError("over several devices use llm_arch.Trainer, or L.Trainer(use_distributed_sampler=False)")
+                raise UserError(
+                    "over several devices use llm_arch.Trainer, or L.Trainer(use_distributed_sampler=False)"
+                )
         if stage == "fit":
             self.split("train")
             self._list_bad_rows()
@@ -330,8 +330,12 @@ class DataModule(Configured, L.LightningDataModule, ABC):
     @rank_zero_only
     def _list_bad_rows(self) -> None:
         bad = [(s.source, *row) for s in self.splits.values() if s.chosen is None for row in s.facts["bad"]]
-        bad += [(s.source, *row) for s in self.splits.values() if s.name == "train" and s.chosen is not None
-                for row in s.facts["bad"]]
+        bad += [
+            (s.source, *row)
+            for s in self.splits.values()
+            if s.name == "train" and s.chosen is not None
+            for row in s.facts["bad"]
+        ]
         if bad and self.trainer is not None:
             path = Path(self.trainer.default_root_dir) / "bad_rows.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -412,7 +416,9 @@ class DataModule(Configured, L.LightningDataModule, ABC):
         return padding_share(plan.epoch(0, plan.micro_batches()), plan.cut.lengths)
 
 
-def make_batch(columns: Mapping[str, list[Any]], layout: str = "flat", labels: dict[str, Tensor] | None = None) -> Batch:
+def make_batch(
+    columns: Mapping[str, list[Any]], layout: str = "flat", labels: dict[str, Tensor] | None = None
+) -> Batch:
     """Columns `input_ids`, `token_type_ids` and `index` of B rows → a batch.
 
     Args:

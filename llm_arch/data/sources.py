@@ -103,7 +103,9 @@ def with_splits(train: str | None, validation: str | None, test: str | None) -> 
     """Name the source of each split; a set that brings its own splits (`smart_home`) fills those not given."""
     named = {"train": train, "validation": validation, "test": test}
     if train == EMBEDDED:
-        named = {split: given if split != "train" and given else f"{EMBEDDED}:{split}" for split, given in named.items()}
+        named = {
+            split: given if split != "train" and given else f"{EMBEDDED}:{split}" for split, given in named.items()
+        }
     return {split: name for split, name in named.items() if name}
 
 
@@ -118,7 +120,10 @@ def _delimited(path: Path) -> Iterator[Row]:
     tabs = path.suffix == ".tsv"
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(
-            file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=not tabs
+            file,
+            delimiter="\t" if tabs else ",",
+            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+            strict=not tabs,
         )
         header: list[str] | None = None
         line = 1

@@ -39,8 +39,10 @@ def model_card(record: dict[str, Any], directory: Path) -> str:
         names = [k for k, v in after.items() if isinstance(v, int | float)]
         lines += ["", f"## Results on the {results.get('split', 'test')} split", "", "| metric | before | after |"]
         lines += ["|---|---|---|"]
-        lines += [f"| {k} | {before[k]:.4f} | {after[k]:.4f} |" if k in before else f"| {k} | | {after[k]:.4f} |"
-                  for k in names]
+        lines += [
+            f"| {k} | {before[k]:.4f} | {after[k]:.4f} |" if k in before else f"| {k} | | {after[k]:.4f} |"
+            for k in names
+        ]
     lines += ["", "## Where it came from", ""]
     for key, value in lineage.items():
         if isinstance(value, dict):

@@ -45,6 +45,19 @@ class Model:
         """The labels in the order of the logits."""
         return self.head.label_space
 
+    def data_for(self, **sources: str) -> DataModule:
+        """A data module that reads these rows as the model's training rows were read.
+
+        Args:
+            **sources: `test` or `predict`, each a file or set as `DataModule` takes it.
+        """
+        return type(self.data)(
+            **sources,
+            tokenizer=str(self.directory),
+            labels=list(self.label_space.names),
+            **self.record["data"]["init_args"],
+        )
+
     def task(self) -> Task:
         """As a Task, to test or predict with a Trainer, or to train on."""
         return Task(self.backbone, lambda hidden_size, labels: self.head, self.label_space)

@@ -1,0 +1,103 @@
+"""`llm-arch fit`: train, measure before and after, save."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llm_arch.cli import configs, output
+from llm_arch.types import UserError
+
+HELP = """usage: llm-arch fit -c CONFIG [-c OVERLAY …] [--KEY VALUE …]
+
+Train a model, measure it before and after on the test split, and save it.
+
+  llm-arch fit -c task/text_classification --data.train A.csv --output runs/mine
+
+run
+  -c, --config CONFIG             a YAML file or a shipped config; several stack, later ones win
+  --output DIR                    where everything goes (default: runs/<config>/<time>)
+  --overwrite                     replace an earlier run in DIR
+  --resume auto|PATH              go on from DIR's last checkpoint (auto starts fresh if there is none), or from PATH
+  --before true|false             measure before training too (default: true)
+  --seed_everything N             seed of order, dropout and new weights (default: 0)
+  --print_config                  print the whole configuration and stop
+
+data
+  --data.train FILE               .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, or smart_home (embedded)
+  --data.validation FILE          default: cut off the training rows
+  --data.test FILE                default: none; then the validation rows are measured
+  --data.text_column NAME         default: text     (--data.text_pair_column for pairs)
+  --data.label_column NAME        default: label    (--data.label_delimiter for several labels in a cell)
+  --data.max_length N             longest sequence in tokens (default: 128)
+  --data.batch_size N             rows a micro-batch (default: 32); --data.max_tokens N for a token budget
+  --data.on_bad_row error|skip    stop at a row that can't be used, or list it in bad_rows.jsonl (default: error)
+  --data.language LANG            language of the embedded set (default: en)
+
+model
+  --model.backbone NAME           directory, hub id, package:NAME/FOLDER, tiny:bert …, or a model directory
+  --model.freeze WHAT             none, backbone, embeddings, or a number of layers (default: none)
+  --model.dropout P               dropout everywhere in the backbone
+  --model.pooling KIND            first, last, mean or max
+  --model.learning_rate X         of the default AdamW
+  --model.optimizer CLASS         another optimizer, such as SGD; then --model.optimizer.lr and so on
+  --model.lr_scheduler CLASS      llm_arch.optim.Linear, Cosine or Constant; then --model.lr_scheduler.warmup
+  --model.head.KEY VALUE          arguments of the head, such as class_weights, label_smoothing, binary
+
+trainer
+  --trainer.max_epochs N          --trainer.precision P, --trainer.devices N, --trainer.accumulate_grad_batches N,
+                                  and everything else lightning.Trainer takes
+
+Every key, with its documentation: llm-arch fit --help-all
+Arguments of a class of your own:  llm-arch fit --model.head.help my_module.MyHead
+Shipped configs: {configs}
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Run `llm-arch fit`."""
+    if "-h" in arguments or "--help" in arguments:
+        print(HELP.format(configs=", ".join(configs.names())))
+        return
+    from llm_arch.cli.quiet import quiet
+
+    quiet()
+    arguments, names = _find_configs(arguments)
+    own = _own_options().parse_known_args(arguments)[0]
+    # A head, data format or backbone of the user's own may lie in a file beside them.
+    sys.path.insert(0, str(Path.cwd()))
+
+    from llm_arch.cli.fit_run import FitRun, parse
+
+    cli = parse(["--help" if a == "--help-all" else a for a in arguments])
+    stem = names[0] if names else "fit"
+    where = output.choose(own.output or cli.config.get("output"), stem)
+    FitRun(cli, where, overwrite=cli.config.overwrite, resume=cli.config.resume, before=cli.config.before).run()
+
+
+def _own_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output")
+    return parser
+
+
+def _find_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Replace names of shipped configs by their files; return the names in order too."""
+    found, names = [], []
+    expects = False
+    for argument in arguments:
+        flag, sign, value = argument.partition("=")
+        if expects or (flag in ("-c", "--config") and sign):
+            name = argument if expects else value
+            names.append(name)
+            path = str(configs.find(name))
+            argument = path if expects else f"{flag}={path}"
+            expects = False
+        else:
+            expects = argument in ("-c", "--config")
+        found.append(argument)
+    if expects:
+        raise UserError("-c needs the name of a config, such as -c task/text_classification")
+    # A bare switch reads better than a value; jsonargparse wants the value.
+    return [a if a != "--overwrite" else "--overwrite=true" for a in found], names

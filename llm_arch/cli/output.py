@@ -1,0 +1,82 @@
+"""The output directory of a run: where it is, whether it may be used, and what is written there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from llm_arch.types import UserError
+
+# What a run writes. `--overwrite` removes these and nothing else.
+_OWN = ("config.yaml", "metrics.json", "bad_rows.jsonl", "wandb_run.json", "checkpoints", "model", "logs", "wandb")
+# Lightning starts the other ranks with the same command line: they must find the first one's directory.
+_CHOSEN = "LLM_ARCH_OUTPUT"
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK"))
+
+
+def choose(given: str | None, config: str) -> Path:
+    """The output directory: as given, or `runs/<config>/<time>`; the same for all ranks of one run."""
+    chosen = os.environ.get(_CHOSEN) if not is_first_rank() else None
+    path = Path(chosen or given or f"runs/{Path(config).stem}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    os.environ[_CHOSEN] = str(path)
+    return path
+
+
+def check(output: Path, overwrite: bool, resume: str | None) -> None:
+    """Refuse a directory that holds something, unless the user said what to do with it."""
+    if output.is_file():
+        raise UserError(f"--output {output} is a file; name a directory")
+    if not is_first_rank() or not output.is_dir() or not any(output.iterdir()) or overwrite or resume:
+        return
+    raise UserError(
+        f"--output {output} is not empty; go on with that run (--resume auto), replace it (--overwrite), or name another"
+    )
+
+
+def clear(output: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    for name in _OWN:
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+
+
+def checkpoint(output: Path, resume: str | None) -> str | None:
+    """The checkpoint to resume from: `auto` takes the last one if there is any; a path must exist."""
+    if resume is None:
+        return None
+    if resume == "auto":
+        last = output / "checkpoints" / "last.ckpt"
+        return str(last) if last.is_file() else None
+    if not Path(resume).is_file():
+        raise UserError(f"--resume {resume}: no such checkpoint; name a .ckpt file, or use --resume auto")
+    return resume
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file all or nothing."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

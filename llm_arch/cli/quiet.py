@@ -1,0 +1,24 @@
+"""Keeps what libraries say to their own developers away from people who train models."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def quiet() -> None:
+    """Hide advertising and notes that a user can do nothing about; warnings about the run itself stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*does not have many workers.*",
+        ".*LightningCLI's args parameter.*",
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*No seed found.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*It is recommended to use `self.log.*sync_dist=True`.*",
+        ".*Experiment logs directory.*exists and is not empty.*",
+        ".*multi-threaded, use of fork.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
