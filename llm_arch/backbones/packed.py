@@ -9,6 +9,7 @@ Legend: T tokens, B sequences, L longest sequence, H heads, K key/value heads, d
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,16 +40,28 @@ class PackedMap:
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
 
     def pad(self, values: Tensor) -> Tensor:
-        """(T, …) → (B, L, …), zeros where there is no token."""
+        """(T, …) → (B, L, …); cells without a token hold the sequence's first token, which the masks keep out."""
         if self.ragged:
-            grid = values.new_zeros(self.size * self.longest, *values.shape[1:])
-            values = grid.index_copy(0, self.slots_T, values)
+            values = _Pad.apply(values, self.sources, self.slots_T)
         return values.view(self.size, self.longest, *values.shape[1:])
 
     def unpad(self, grid: Tensor) -> Tensor:
         """(B, L, …) → (T, …)."""
         flat = grid.reshape(self.size * self.longest, *grid.shape[2:])
-        return flat[self.slots_T] if self.ragged else flat
+        return _Unpad.apply(flat, self.sources, self.slots_T, self.gaps) if self.ragged else flat
+
+    @cached_property
+    def sources(self) -> Tensor:
+        """(B·L,) which token each cell of the grid holds."""
+        position_L = torch.arange(self.longest, device=self.lengths_B.device)
+        starts_B = self.lengths_B.cumsum(0) - self.lengths_B
+        return torch.where(position_L < self.lengths_B[:, None], starts_B[:, None] + position_L, starts_B[:, None]).flatten()
+
+    @cached_property
+    def gaps(self) -> Tensor:
+        """Cells of the grid without a token."""
+        position_L = torch.arange(self.longest, device=self.lengths_B.device)
+        return (position_L >= self.lengths_B[:, None]).flatten().nonzero()[:, 0]
 
     def mask(self, causal: bool, window: int | None) -> Tensor | None:
         """What may be attended, (B or 1, 1, L or 1, L) bool, or None where the kernel's own causal rule says it all."""
@@ -73,6 +86,34 @@ class PackedMap:
         real_BL = position_L < self.lengths_B[:, None]
         # A padded query attends whatever is near: a row that attends nothing would turn to NaN, and its gradient too.
         return (near_LL & (real_BL[:, None, :] | ~real_BL[:, :, None]))[:, None]
+
+
+class _Pad(torch.autograd.Function):
+    """Tokens into the grid. Both directions are plain gathers: what flows back into a gap is zero and is not read."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, sources: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        return values.index_select(0, sources)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slots,) = ctx.saved_tensors
+        return gradients[0].index_select(0, slots), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """The grid's tokens in a row; backwards the gaps get a gradient of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, sources: Tensor, slots: Tensor, gaps: Tensor) -> Tensor:
+        ctx.save_for_backward(sources, gaps)
+        return grid.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        sources, gaps = ctx.saved_tensors
+        return gradients[0].index_select(0, sources).index_fill_(0, gaps, 0.0), None, None, None
 
 
 def packed_attention(
