@@ -1,4 +1,4 @@
-"""Where a model or tokenizer named on the command line lies: a folder, a folder inside an installed package, or a hub id."""
+"""Where a named model or tokenizer lies: a folder, a folder inside an installed package, or a hub id."""
 
 from __future__ import annotations
 

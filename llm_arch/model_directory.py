@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llm_arch.types import UserError
 
@@ -29,8 +29,6 @@ HEAD = "head.safetensors"
 CARD = "README.md"
 
 _NEEDED = ("backbone", "head", "label_space", "data")
-
-Kind = TypeVar("Kind")
 
 
 def is_model_directory(directory: Path) -> bool:
@@ -152,7 +150,7 @@ def part(class_path: str, init_args: Mapping[str, Any], leave_out: tuple[str, ..
     return {"class_path": class_path, "init_args": arguments}
 
 
-def resolve(class_path: str, kind: type[Kind], trust: tuple[str, ...] = ()) -> type[Kind]:
+def resolve(class_path: str, kind: Any, trust: tuple[str, ...] = ()) -> Any:
     """The class that a record names, without importing code just because a file says so.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from llm_arch import optim
 from llm_arch.backbones.load import backbone_from
@@ -73,7 +73,7 @@ class Task(L.LightningModule):
         if dropout is not None:
             if not hasattr(self.backbone, "set_dropout"):
                 raise UserError(f"{type(self.backbone).__name__} has no model.dropout; set its own argument")
-            self.backbone.set_dropout(dropout)
+            self.backbone.set_dropout(dropout)  # type: ignore[operator]
         if pooling is not None:
             self.backbone.pooling = pooling
         self.head = head(self.backbone.hidden_size, label_space)
@@ -85,7 +85,7 @@ class Task(L.LightningModule):
         self.lr_scheduler = lr_scheduler if lr_scheduler is not None else optim.Linear(warmup=0.1)
         self.loss_terms = list(loss_terms)
         freeze_backbone(self.backbone, freeze)
-        self.evaluated = self.head.metrics()
+        self.evaluated: Metric = self.head.metrics()
         self.evaluated_loss = MeanMetric()
         self.report: dict[str, dict[str, Any]] = {}
         self.train_seconds = 0.0
@@ -168,7 +168,7 @@ class Task(L.LightningModule):
         """Clip dense and sparse gradients together."""
         if not gradient_clip_val:
             return
-        if self.trainer.strategy.strategy_name in ("fsdp", "deepspeed"):
+        if getattr(self.trainer.strategy, "strategy_name", "") in ("fsdp", "deepspeed"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":
             optim.clip_values(_parameters(optimizer), float(gradient_clip_val))

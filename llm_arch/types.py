@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Pooling = Literal["first", "last", "mean", "max"]
 
@@ -143,7 +146,7 @@ class Hidden(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A loss as its sum over what it counts, and that count: so that accumulation, packing and ranks do not change it."""
+    """A loss as a sum and what it counts, so that accumulation, packing and ranks do not change it."""
 
     sum: Tensor
     denominator: Tensor | float
@@ -255,7 +258,7 @@ class Head(Configured, nn.Module, ABC):
         """Loss of the labels in the batch as sum and denominator."""
 
     @abstractmethod
-    def metrics(self) -> nn.Module:
+    def metrics(self) -> Metric:
         """A fresh `torchmetrics.Metric` whose `compute` returns numbers by name, `major` among them."""
 
     @abstractmethod

@@ -23,7 +23,7 @@ NAME = "llm_arch_packed"
 
 
 class PackedMap:
-    """Where each token of a flat batch lies in the padded (B, L) grid, and the masks made from it, shared by all layers.
+    """Where each token of a flat batch lies in the padded (B, L) grid, with the masks; shared by all layers.
 
     Args:
         batch: a batch in the flat layout.
@@ -55,7 +55,9 @@ class PackedMap:
         """(B·L,) which token each cell of the grid holds."""
         position_L = torch.arange(self.longest, device=self.lengths_B.device)
         starts_B = self.lengths_B.cumsum(0) - self.lengths_B
-        return torch.where(position_L < self.lengths_B[:, None], starts_B[:, None] + position_L, starts_B[:, None]).flatten()
+        return torch.where(
+            position_L < self.lengths_B[:, None], starts_B[:, None] + position_L, starts_B[:, None]
+        ).flatten()
 
     @cached_property
     def gaps(self) -> Tensor:
@@ -195,7 +197,7 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     reach = -1 if window is None else window - 1
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         query_THd.contiguous(),
         key_TKd.contiguous(),
         value_TKd.contiguous(),
@@ -207,6 +209,7 @@ def _varlen(
         window_size=(reach, 0 if causal else reach),
         enable_gqa=query_THd.shape[1] != key_TKd.shape[1],
     )
+    assert isinstance(out, Tensor)
     return out
 
 

@@ -140,7 +140,7 @@ class Pretrained(Backbone):
         return fields
 
     def _run(self, attention: str, fields: dict[str, Tensor], all_hidden: bool, **extra: Any) -> tuple[Tensor, ...]:
-        # The one place that touches transformers' private switch: setting it by the public method walks the whole model.
+        # The one place that touches transformers' private switch: the public method walks the whole model.
         if self.config._attn_implementation != attention:
             self.config._attn_implementation = attention
         if "use_cache" in self._arguments or self.is_decoder:

@@ -24,7 +24,7 @@ class EarlyStopping(_EarlyStopping):
     ) -> None:
         super().__init__(monitor=monitor or "", mode=mode or "max", patience=patience, min_delta=min_delta)
         self._given = monitor, mode
-        self._options = {"patience": patience, "min_delta": min_delta}
+        self._patience, self._min_delta = patience, min_delta
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Ask the head what to follow."""
@@ -34,5 +34,7 @@ class EarlyStopping(_EarlyStopping):
             if not follows:
                 rank_zero_info("no validation rows: early stopping has nothing to follow, all epochs will run")
             # Its constructor derives everything from the mode, so it is run again now that the mode is known.
-            _EarlyStopping.__init__(self, monitor=monitor, mode=mode, strict=follows, **self._options)
+            _EarlyStopping.__init__(
+                self, monitor=monitor, mode=mode, strict=follows, patience=self._patience, min_delta=self._min_delta
+            )
         super().setup(trainer, pl_module, stage)

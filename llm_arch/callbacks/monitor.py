@@ -15,7 +15,7 @@ def monitor_of(module: L.LightningModule, monitor: str | None, mode: str | None)
     """
     head = getattr(module, "head", None)
     if monitor is None:
-        return f"val/{getattr(head, 'major', 'loss')}", mode or getattr(head, "mode", "min")
+        return f"val/{getattr(head, 'major', 'loss')}", mode or str(getattr(head, "mode", "min"))
     if mode is None:
         mode = "min" if monitor.endswith(("loss", "perplexity")) else "max"
     return monitor, mode

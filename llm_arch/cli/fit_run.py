@@ -33,8 +33,8 @@ class _CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Wait: the output directory is not known yet."""
 
-    def build(self) -> tuple[Trainer, Task, DataModule]:
-        """Instantiate everything."""
+    def build(self) -> tuple[Any, Any, Any]:
+        """Instantiate everything: the trainer, the task and the data module."""
         super().instantiate_classes()
         return self.trainer, self.model, self.datamodule
 
@@ -88,9 +88,10 @@ class FitRun:
         output.check(self.where, self.overwrite, self.resume)
         self._complete_config()
         try:
-            trainer, task, data = self.cli.build()
+            built: tuple[Trainer, Task, DataModule] = self.cli.build()
         except argparse.ArgumentError as error:
             raise UserError(explain(str(error), _known_keys())) from error
+        trainer, task, data = built
         if "train" not in data.sources:
             raise UserError("there are no training rows; name a file with --data.train")
         _ = data.splits
@@ -159,7 +160,7 @@ class FitRun:
     def _log_config(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.cli.parser.dump_dict(self.cli.config))
+                logger.log_hyperparams(self.cli.config.as_dict())
 
     def _say_plan(self, trainer: Trainer, data: DataModule) -> None:
         data.trainer = trainer

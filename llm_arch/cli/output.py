@@ -38,7 +38,8 @@ def check(output: Path, overwrite: bool, resume: str | None) -> None:
     if not is_first_rank() or not output.is_dir() or not any(output.iterdir()) or overwrite or resume:
         return
     raise UserError(
-        f"--output {output} is not empty; go on with that run (--resume auto), replace it (--overwrite), or name another"
+        f"--output {output} is not empty; go on with that run (--resume auto), replace it (--overwrite), "
+        "or name another"
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llm_arch.data.module import DataModule, Split
+from llm_arch.data.module import DataModule
+from llm_arch.data.splits import Split
 
 _LISTED_LABELS = 50
 

@@ -106,7 +106,7 @@ class TextClassificationData(DataModule):
             if self.given_labels is None:
                 raise UserError("without training rows the labels must be given with data.labels")
             return LabelSpace(tuple(self.given_labels), None, self.label_delimiter is not None)
-        counts = {k: n for k, (n, _) in self._load(self.sources["train"])[1]["labels"].items()}
+        counts = {k: n for k, (n, _) in self.load_source(self.sources["train"])[1]["labels"].items()}
         multi = counts.pop(_SEVERAL, 0) > 0 or self.label_delimiter is not None
         names = self.given_labels or sorted(counts, key=_by_number)
         return LabelSpace(tuple(names), tuple(counts.get(name, 0) for name in names), multi)

@@ -78,7 +78,7 @@ class PlannedBatches(Sampler[list[int]]):
             yield np.asarray(batch).tolist()
 
 
-class Loader(DataLoader[Batch]):
+class Loader(DataLoader[Any]):
     """A DataLoader that starts late and keeps no state.
 
     Lightning calls `iter(loader)` before it restores its progress; the plan is read only when the first batch is asked

@@ -1,71 +1,30 @@
-"""The base of all data modules: splits, caching, batches. A subclass says what a row means.
-
-Legend: T tokens, B sequences, L longest sequence.
-"""
+"""The base of all data modules: splits, plans and batches. A subclass says what a row means."""
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning as L
 import numpy as np
-import pyarrow as pa
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
-from llm_arch.data.batching import Cut, Indices, TrainingPlan, evaluation_plan, padding_share
+from llm_arch.data.batching import Cut, TrainingPlan, evaluation_plan, padding_share
+from llm_arch.data.collate import make_batch
+from llm_arch.data.format import RowFormat
 from llm_arch.data.loader import Columns, Loader, PlannedBatches
-from llm_arch.data.progress import progress
-from llm_arch.data.sources import Row, Source, with_splits
-from llm_arch.data.store import cache_root, key_of, stored
-from llm_arch.data.tokenizers import fingerprint, load_tokenizer
+from llm_arch.data.sources import with_splits
+from llm_arch.data.splits import Split, cut_off, lengths_of
+from llm_arch.data.store import cache_root
 from llm_arch.seeding import run_seed
-from llm_arch.types import Batch, Configured, LabelSpace, UserError
-
-# Raise when the meaning of stored rows changes: older caches are then made anew.
-_STORE_VERSION = 1
-_CHUNK = 1000
-_KEPT_BAD_ROWS = 10_000
+from llm_arch.types import Batch, LabelSpace, UserError
 
 
-@dataclass(frozen=True)
-class Split:
-    """One split: its rows, which of the stored rows they are, their lengths, and facts about the source.
-
-    Attributes:
-        name: train, validation, test or predict.
-        source: what the user named.
-        rows: memory-mapped columns.
-        chosen: (N,) the stored rows that belong here, or None for all.
-        lengths: (N,) tokens of each row.
-        facts: counts over the whole source (rows, tokens, truncated, unknown, words, labels, bad rows, notes).
-    """
-
-    name: str
-    source: str
-    rows: Any
-    chosen: Indices | None
-    lengths: Indices
-    facts: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def column(self, name: str) -> list[Any]:
-        """One column of the split, in order."""
-        values = self.rows.with_format("arrow")[name]
-        whole = values.to_pylist() if hasattr(values, "to_pylist") else list(values)
-        return whole if self.chosen is None else [whole[i] for i in self.chosen]
-
-
-class DataModule(Configured, L.LightningDataModule, ABC):
+class DataModule(RowFormat, L.LightningDataModule):
     """Rows → tokenized, cached, memory-mapped splits → batches of flat tokens.
 
     Args:
@@ -113,7 +72,7 @@ class DataModule(Configured, L.LightningDataModule, ABC):
         num_workers: int = 0,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(tokenizer, max_length, language, on_bad_row, Path(cache_dir) if cache_dir else cache_root())
         for name, share in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
             if not 0 <= share < 1:
                 raise UserError(f"data.{name} must be in [0, 1), got {share}")
@@ -124,8 +83,6 @@ class DataModule(Configured, L.LightningDataModule, ABC):
         if evaluation_tokens < 1:
             raise UserError(f"data.evaluation_tokens must be at least 1, got {evaluation_tokens}")
         self.sources = with_splits(train, validation, test) | ({"predict": predict} if predict else {})
-        self.tokenizer_name = tokenizer
-        self.max_length = max_length
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.group_by_length = group_by_length
@@ -133,151 +90,24 @@ class DataModule(Configured, L.LightningDataModule, ABC):
         self.evaluation_tokens = evaluation_tokens
         self.fractions = {"validation": validation_fraction, "test": test_fraction}
         self.split_seed = split_seed
-        self.language = language
-        self.on_bad_row = on_bad_row
         self.num_workers = num_workers
-        self.cache = Path(cache_dir) if cache_dir else cache_root()
-        self._stored: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._splits: dict[str, Split] | None = None
         Cut(np.ones(1, dtype=np.int64), batch_size, max_tokens)  # complains about impossible sizes now, not later
 
-    # What a row means: the subclass's part.
-
-    @property
-    @abstractmethod
-    def columns(self) -> dict[str, bool]:
-        """Columns that a row needs, each with whether prediction needs it too."""
-
-    @property
-    @abstractmethod
-    def schema(self) -> dict[str, pa.DataType]:
-        """Stored columns beyond `input_ids`, `token_type_ids`, `line` and `key`."""
-
-    @abstractmethod
-    def fault(self, values: Mapping[str, Any], labelled: bool) -> str | None:
-        """What is wrong with a row, as the end of a sentence, or None."""
-
-    @abstractmethod
-    def texts(self, values: Mapping[str, Any]) -> tuple[str, str | None]:
-        """The text of a row, and the second one of a pair."""
-
-    @abstractmethod
-    def kept(self, values: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
-        """The stored columns of `schema` for one row."""
-
-    @abstractmethod
-    def label_tensors(self, columns: Mapping[str, list[Any]]) -> dict[str, Tensor]:
-        """The labels of a batch as the head wants them."""
-
-    @property
-    @abstractmethod
-    def label_space(self) -> LabelSpace:
-        """The labels, discovered in the training rows or given."""
-
-    def labels_of(self, kept: Mapping[str, Any]) -> list[str]:
-        """The labels of one row, to be counted."""
-        return []
-
-    def check(self, name: str, facts: dict[str, Any]) -> None:  # noqa: B027 - a hook
-        """Raise UserError when a split does not fit the label space."""
-
-    def record(self) -> dict[str, Any]:
-        """The arguments that reading new rows for a trained model needs, JSON-able."""
-        return {"max_length": self.max_length}
-
-    # Tokens
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The fast tokenizer."""
-        if self.tokenizer_name is None:
-            raise UserError("data.tokenizer is not set, and the backbone names none: name a tokenizer directory")
-        return load_tokenizer(self.tokenizer_name)
-
-    def encode(self, pairs: list[tuple[str, str | None]]) -> tuple[dict[str, list[Any]], int]:
-        """Tokenize texts or pairs of texts, on all cores.
+    @classmethod
+    def for_model(cls, tokenizer: str, label_space: LabelSpace, record: Mapping[str, Any], **sources: str) -> Self:
+        """A data module that reads rows as a model's training rows were read.
 
         Args:
-            pairs: text and second text of each row; either all rows have a second text or none.
-
-        Returns:
-            Columns `input_ids` and `token_type_ids` (None without second texts), and how many rows were cut.
+            tokenizer: the model directory.
+            label_space: the model's labels.
+            record: what `record` returned when the model was saved.
+            **sources: `test` or `predict`, each a file or set.
         """
-        first, second = [a for a, _ in pairs], [b for _, b in pairs]
-        paired = bool(second) and second[0] is not None
-        encoded = self.tokenizer(
-            first, second if paired else None, truncation=True, max_length=self.max_length, return_attention_mask=False
-        )
-        types = encoded.get("token_type_ids") if paired else None
-        cut = sum(bool(e.overflowing) for e in encoded.encodings)
-        return {"input_ids": encoded["input_ids"], "token_type_ids": types or [None] * len(pairs)}, cut
-
-    def _read(self, source: Source, labelled: bool, facts: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
-        needed = [name for name, always in self.columns.items() if labelled or always]
-        facts.update(rows=0, tokens=0, truncated=0, unknown=0, words=0, labels={}, bad=[], bad_rows=0)
-        unknown_id = self.tokenizer.unk_token_id
-        with progress(f"tokenizing {source.name}") as advance:
-            for chunk in _chunks(source.rows()):
-                good: list[Row] = []
-                for row in chunk:
-                    if row.fault is None and facts["rows"] == 0 and not good:
-                        _check_columns(source.name, needed, row.values)
-                    fault = row.fault or _missing(needed, row.values) or self.fault(row.values, labelled)
-                    if fault is None:
-                        good.append(row)
-                    else:
-                        self._bad(source.name, row.line, fault, facts)
-                if not good:
-                    continue
-                pairs = [self.texts(row.values) for row in good]
-                columns, cut = self.encode(pairs)
-                kept = [self.kept(row.values, labelled) for row in good]
-                for name in self.schema:
-                    columns[name] = [k[name] for k in kept]
-                columns["line"] = [row.line for row in good]
-                columns["key"] = [key_of({"text": pair})[:16] for pair in pairs]
-                facts["rows"] += len(good)
-                facts["truncated"] += cut
-                facts["tokens"] += sum(map(len, columns["input_ids"]))
-                facts["words"] += sum(len(a.split()) + len((b or "").split()) for a, b in pairs)
-                if unknown_id is not None:
-                    facts["unknown"] += sum(ids.count(unknown_id) for ids in columns["input_ids"])
-                for row, values in zip(good, kept, strict=True):
-                    for label in self.labels_of(values):
-                        facts["labels"].setdefault(label, [0, row.line])[0] += 1
-                advance(len(good))
-                yield columns
-        facts["notes"] = source.notes
-
-    def _bad(self, source: str, line: int, fault: str, facts: dict[str, Any]) -> None:
-        if self.on_bad_row == "error":
-            raise UserError(f"{source}, line {line}: {fault} (or leave such rows out with --data.on_bad_row skip)")
-        facts["bad_rows"] += 1
-        if len(facts["bad"]) < _KEPT_BAD_ROWS:
-            facts["bad"].append([line, fault])
-
-    def _load(self, source_name: str, labelled: bool = True) -> tuple[Any, dict[str, Any]]:
-        if source_name in self._stored:
-            return self._stored[source_name]
-        source = Source(source_name, self.language)
-        parts = {
-            "version": _STORE_VERSION,
-            "source": source.fingerprint(),
-            "format": self.class_path,
-            "columns": self.record(),
-            "labelled": labelled,
-            "tokenizer": fingerprint(self.tokenizer),
-        }
-        types = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), **self.schema}
-        schema = pa.schema([*types.items(), ("line", pa.int64()), ("key", pa.string())])
-        rows, facts = stored(self.cache / "data", key_of(parts), schema, partial(self._read, source, labelled))
-        if facts["bad"] and self.on_bad_row == "error":  # stored by an earlier run that skipped them
-            self._bad(source_name, *facts["bad"][0], facts)
-        if facts["rows"] == 0:
-            skipped = f" ({facts['bad_rows']} bad rows were skipped)" if facts["bad_rows"] else ""
-            raise UserError(f"{source_name} has no rows to use{skipped}; add some, or name another file")
-        self._stored[source_name] = rows, facts
-        return rows, facts
+        arguments: dict[str, Any] = {**record, **sources}
+        data = cls(tokenizer=tokenizer, **arguments)
+        data.label_space = label_space  # type: ignore[misc]
+        return data
 
     # Splits
 
@@ -292,14 +122,14 @@ class DataModule(Configured, L.LightningDataModule, ABC):
         splits: dict[str, Split] = {}
         for name in ("train", "validation", "test", "predict"):
             if name in self.sources:
-                rows, facts = self._load(self.sources[name], labelled=name != "predict")
+                rows, facts = self.load_source(self.sources[name], labelled=name != "predict")
                 if name != "predict":
                     self.check(self.sources[name], facts)
-                splits[name] = Split(name, self.sources[name], rows, None, _lengths(rows), facts)
+                splits[name] = Split(name, self.sources[name], rows, None, lengths_of(rows), facts)
         if "train" in splits:
             wanted = {name: share for name, share in self.fractions.items() if name not in splits and share > 0}
             if wanted:
-                splits |= _cut_off(splits["train"], wanted, self.split_seed)
+                splits |= cut_off(splits["train"], wanted, self.split_seed)
         return splits
 
     def split(self, name: str) -> Split:
@@ -313,7 +143,7 @@ class DataModule(Configured, L.LightningDataModule, ABC):
     def prepare_data(self) -> None:
         """Encode everything once a machine, before other ranks look for it."""
         for name, source in self.sources.items():
-            self._load(source, labelled=name != "predict")
+            self.load_source(source, labelled=name != "predict")
 
     def setup(self, stage: str) -> None:
         """Load the splits; before training, say what they hold and how they will be batched."""
@@ -329,13 +159,8 @@ class DataModule(Configured, L.LightningDataModule, ABC):
 
     @rank_zero_only
     def _list_bad_rows(self) -> None:
-        bad = [(s.source, *row) for s in self.splits.values() if s.chosen is None for row in s.facts["bad"]]
-        bad += [
-            (s.source, *row)
-            for s in self.splits.values()
-            if s.name == "train" and s.chosen is not None
-            for row in s.facts["bad"]
-        ]
+        facts = {split.source: split.facts for split in self.splits.values()}
+        bad = [(source, *row) for source, fact in facts.items() for row in fact["bad"]]
         if bad and self.trainer is not None:
             path = Path(self.trainer.default_root_dir) / "bad_rows.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -414,109 +239,3 @@ class DataModule(Configured, L.LightningDataModule, ABC):
         """What that share is in the padded layout, by the batches of the first epoch."""
         plan = self.training_plan()
         return padding_share(plan.epoch(0, plan.micro_batches()), plan.cut.lengths)
-
-
-def make_batch(
-    columns: Mapping[str, list[Any]], layout: str = "flat", labels: dict[str, Tensor] | None = None
-) -> Batch:
-    """Columns `input_ids`, `token_type_ids` and `index` of B rows → a batch.
-
-    Args:
-        columns: token ids of each row, token types or None, and row numbers.
-        layout: flat or padded.
-        labels: the labels as the head wants them.
-    """
-    rows = columns["input_ids"]
-    lengths_B = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    tokens = int(lengths_B.sum())
-    starts_B = np.cumsum(lengths_B) - lengths_B
-    segments_T = np.repeat(np.arange(len(rows)), lengths_B)
-    positions_T = np.arange(tokens) - np.repeat(starts_B, lengths_B)
-    flat = {"input_ids": rows}
-    if columns["token_type_ids"][0] is not None:
-        flat["token_type_ids"] = columns["token_type_ids"]
-    values = {k: np.fromiter((x for row in v for x in row), dtype=np.int64, count=tokens) for k, v in flat.items()}
-    valid_T = None
-    if layout == "padded":
-        longest = int(lengths_B.max())
-        slots_T = segments_T * longest + positions_T
-        values = {k: _spread(v, slots_T, len(rows) * longest) for k, v in values.items()}
-        valid_T = torch.from_numpy(_spread(np.ones(tokens, dtype=bool), slots_T, len(rows) * longest))
-        starts_B = np.arange(len(rows)) * longest
-        segments_T, positions_T = np.repeat(np.arange(len(rows)), longest), np.tile(np.arange(longest), len(rows))
-    return Batch(
-        position_ids=torch.from_numpy(positions_T),
-        segments=torch.from_numpy(segments_T),
-        starts=torch.from_numpy(starts_B),
-        lengths=torch.from_numpy(lengths_B),
-        index=torch.as_tensor(columns["index"]),
-        valid=valid_T,
-        labels=labels or {},
-        **{k: torch.from_numpy(v) for k, v in values.items()},
-    )
-
-
-def _spread(values: np.ndarray, slots: np.ndarray, size: int) -> np.ndarray:
-    grid = np.zeros(size, dtype=values.dtype)
-    grid[slots] = values
-    return grid
-
-
-def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _missing(needed: list[str], values: Mapping[str, Any]) -> str | None:
-    absent = [name for name in needed if values.get(name) is None]
-    return f"has no {absent[0]!r}" if absent else None
-
-
-def _check_columns(source: str, needed: list[str], found: Mapping[str, Any]) -> None:
-    for name in needed:
-        if name not in found:
-            raise UserError(
-                f"{source} has no column {name!r}; it has: {', '.join(map(str, found))}. "
-                f"Name yours with --data.text_column, --data.label_column and the like"
-            )
-
-
-def _lengths(rows: Any) -> Indices:
-    import pyarrow.compute
-
-    return pyarrow.compute.list_value_length(rows.data.column("input_ids")).to_numpy().astype(np.int64)
-
-
-def _cut_off(train: Split, wanted: dict[str, float], seed: int) -> dict[str, Split]:
-    """Cut shares off the training rows; rows of equal text stay on one side."""
-    keys, group_of_row = np.unique(np.asarray(train.column("key")), return_inverse=True)
-    if len(keys) <= len(wanted):
-        raise UserError(
-            f"{train.source} has {len(keys)} distinct texts, too few to cut off {' and '.join(wanted)} rows; "
-            f"name files for them, or set data.validation_fraction to 0"
-        )
-    order = np.random.default_rng(seed).permutation(len(keys))
-    sizes = np.bincount(group_of_row, minlength=len(keys))[order]
-    ends = np.cumsum(sizes)
-    rank_of_group = np.empty(len(keys), dtype=np.int64)
-    rank_of_group[order] = np.arange(len(keys))
-    place = rank_of_group[group_of_row]
-    splits: dict[str, Split] = {}
-    start = 0
-    for position, (name, share) in enumerate(wanted.items()):
-        base = ends[start - 1] if start else 0
-        stop = int(np.searchsorted(ends, base + share * len(train))) + 1
-        stop = min(max(stop, start + 1), len(keys) - (len(wanted) - position))
-        splits[name] = _part(train, name, np.flatnonzero((place >= start) & (place < stop)))
-        start = stop
-    return splits | {"train": _part(train, "train", np.flatnonzero(place >= start))}
-
-
-def _part(split: Split, name: str, chosen: Indices) -> Split:
-    return Split(name, split.source, split.rows, chosen, split.lengths[chosen], split.facts)

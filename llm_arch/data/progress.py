@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -23,7 +23,7 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], No
     """
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    silent = not console.is_terminal or rank_zero_only.rank not in (0, None)
+    silent = not console.is_terminal or getattr(rank_zero_only, "rank", 0) not in (0, None)
     with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task(what, total=total)
         yield lambda steps: bar.advance(task, steps)

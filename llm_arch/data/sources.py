@@ -6,7 +6,8 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ _SPLITS = ("train", "validation", "test")
 
 
 class Row(NamedTuple):
-    """One row: its place in the source (line of a file, or row number), its values, and what is wrong with it, if anything."""
+    """One row: its line in the file (or its number), its values, and what is wrong with it, if anything."""
 
     line: int
     values: dict[str, Any]
@@ -29,7 +30,8 @@ class Source:
     """A set of rows named on the command line.
 
     Args:
-        name: a .csv, .tsv, .jsonl or .parquet file, `hub:NAME:SPLIT` (or `hub:NAME:CONFIG:SPLIT`), or `smart_home:SPLIT`.
+        name: a .csv, .tsv, .jsonl or .parquet file, `hub:NAME:SPLIT` (or `hub:NAME:CONFIG:SPLIT`), or
+            `smart_home:SPLIT`.
         language: language of the embedded set.
     """
 
@@ -59,12 +61,16 @@ class Source:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         if self.name.startswith("hub:"):
             return str(self._hub()._fingerprint)
-        return f"{self.name} {self.language} {version('home-assistant-intents')} {version('hassil')}"
+        try:
+            made_by = [version("home-assistant-intents"), version("hassil"), version("llm_arch")]
+        except PackageNotFoundError as error:
+            raise UserError("the embedded set needs its packages; run: pip install 'llm_arch[demo]'") from error
+        return " ".join([self.name, self.language, *made_by])
 
     def rows(self) -> Iterator[Row]:
         """Every row in order; a row that can't be read comes with its fault instead of stopping the others."""
         if self.name.startswith("hub:"):
-            yield from (Row(i, dict(values)) for i, values in enumerate(self._hub(), start=1))
+            yield from (Row(i, values) for i, values in enumerate(self._hub_rows(), start=1))
         elif not self.is_file:
             yield from (Row(i, values) for i, values in enumerate(self._embedded(), start=1))
         else:
@@ -79,7 +85,7 @@ class Source:
         if not rest:
             raise UserError(f"{self.name}: name the split too, as in hub:{name}:train")
         try:
-            return datasets.load_dataset(name, *rest[:-1], split=rest[-1])
+            loaded = datasets.load_dataset(name, *rest[:-1], split=rest[-1])
         except ValueError as error:
             raise UserError(f"{self.name}: {str(error).splitlines()[0]}") from error
         except Exception as error:  # the hub client raises many kinds of network errors
@@ -87,16 +93,32 @@ class Source:
                 f"{self.name}: the hub could not provide this set ({type(error).__name__}); "
                 f"where there is no network, save it as .jsonl or .parquet and name that file"
             ) from error
+        return loaded
+
+    def _hub_rows(self) -> Iterator[dict[str, Any]]:
+        """Rows with class labels by name instead of number."""
+        from datasets import ClassLabel
+
+        loaded = self._hub()
+        names = {column: kind.names for column, kind in loaded.features.items() if isinstance(kind, ClassLabel)}
+        for values in loaded:
+            yield values | {c: names[c][values[c]] for c in names if isinstance(values[c], int) and values[c] >= 0}
 
     def _embedded(self) -> list[dict[str, Any]]:
-        from llm_arch.data.smart_home import smart_home
-
         split = self.name.partition(":")[2] or "train"
         if split not in _SPLITS:
             raise UserError(f"{self.name}: the embedded set has the splits {', '.join(_SPLITS)}")
-        made = smart_home(self.language)
+        made = _made(self.language)
         self.notes = made.notes
         return made.splits[split]
+
+
+@cache
+def _made(language: str) -> Any:
+    """The embedded set, made once a process for all its splits."""
+    from llm_arch.data.smart_home import smart_home
+
+    return smart_home(language)
 
 
 def with_splits(train: str | None, validation: str | None, test: str | None) -> dict[str, str]:
@@ -115,7 +137,7 @@ def _undecodable(values: list[str]) -> bool:
 
 
 def _delimited(path: Path) -> Iterator[Row]:
-    """Comma-separated with quotes (RFC 4180), or tab-separated without (IANA): a stray quote in a .tsv is just a character."""
+    """Comma-separated with quotes (RFC 4180), or tab-separated without (IANA), where a quote is just a character."""
     csv.field_size_limit(2**31 - 1)
     tabs = path.suffix == ".tsv"
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torchmetrics import Metric
 
 from llm_arch.heads.metrics import ClassificationMetrics
 from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
@@ -128,7 +129,7 @@ class SequenceClassification(Head):
         weights_BK = torch.where(target_BK > 0, self.weights_C, 1.0)
         return Loss((loss_BK * weights_BK).mean(1).sum(), float(len(truth)))
 
-    def metrics(self) -> nn.Module:
+    def metrics(self) -> Metric:
         """Accuracy, macro-F1 and MCC."""
         return ClassificationMetrics(self.label_space)
 

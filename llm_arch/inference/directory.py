@@ -51,11 +51,8 @@ class Model:
         Args:
             **sources: `test` or `predict`, each a file or set as `DataModule` takes it.
         """
-        return type(self.data)(
-            **sources,
-            tokenizer=str(self.directory),
-            labels=list(self.label_space.names),
-            **self.record["data"]["init_args"],
+        return type(self.data).for_model(
+            str(self.directory), self.label_space, self.record["data"]["init_args"], **sources
         )
 
     def task(self) -> Task:
@@ -140,7 +137,7 @@ def load(directory: str | Path, *, trust: tuple[str, ...] = (), check: bool = Fa
         head.bind(backbone)
         head.load_state_dict(load_file(directory / model_directory.HEAD), strict=True)
         data_class = model_directory.resolve(record["data"]["class_path"], DataModule, trust)
-        data = data_class(tokenizer=str(directory), labels=list(labels.names), **record["data"]["init_args"])
+        data = data_class.for_model(str(directory), labels, record["data"]["init_args"])
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:

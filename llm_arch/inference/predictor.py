@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from llm_arch.data.batching import Cut, evaluation_plan
-from llm_arch.data.module import DataModule, make_batch
+from llm_arch.data.collate import make_batch
+from llm_arch.data.module import DataModule
 from llm_arch.inference.directory import Model, load
 from llm_arch.precision import use_fast_fp32
 from llm_arch.task import Task

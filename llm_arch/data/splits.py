@@ -1,0 +1,76 @@
+"""Splits of a data set, and cutting validation or test rows off the training rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute
+
+from llm_arch.data.batching import Indices
+from llm_arch.types import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: its rows, which of the stored rows they are, their lengths, and facts about the source.
+
+    Attributes:
+        name: train, validation, test or predict.
+        source: what the user named.
+        rows: memory-mapped columns.
+        chosen: (N,) the stored rows that belong here, or None for all.
+        lengths: (N,) tokens of each row.
+        facts: counts over the whole source (rows, tokens, truncated, unknown, words, labels, bad rows, notes).
+    """
+
+    name: str
+    source: str
+    rows: Any
+    chosen: Indices | None
+    lengths: Indices
+    facts: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def column(self, name: str) -> list[Any]:
+        """One column of the split, in order."""
+        values = self.rows.with_format("arrow")[name]
+        whole = values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+        return whole if self.chosen is None else [whole[i] for i in self.chosen]
+
+
+def lengths_of(rows: Any) -> Indices:
+    """(N,) tokens of each stored row."""
+    return pyarrow.compute.list_value_length(rows.data.column("input_ids")).to_numpy().astype(np.int64)
+
+
+def cut_off(train: Split, wanted: dict[str, float], seed: int) -> dict[str, Split]:
+    """Cut shares off the training rows; rows of equal text stay on one side."""
+    keys, group_of_row = np.unique(np.asarray(train.column("key")), return_inverse=True)
+    if len(keys) <= len(wanted):
+        raise UserError(
+            f"{train.source} has {len(keys)} distinct texts, too few to cut off {' and '.join(wanted)} rows; "
+            f"name files for them, or set data.validation_fraction to 0"
+        )
+    order = np.random.default_rng(seed).permutation(len(keys))
+    sizes = np.bincount(group_of_row, minlength=len(keys))[order]
+    ends = np.cumsum(sizes)
+    rank_of_group = np.empty(len(keys), dtype=np.int64)
+    rank_of_group[order] = np.arange(len(keys))
+    place = rank_of_group[group_of_row]
+    splits: dict[str, Split] = {}
+    start = 0
+    for position, (name, share) in enumerate(wanted.items()):
+        base = ends[start - 1] if start else 0
+        stop = int(np.searchsorted(ends, base + share * len(train))) + 1
+        stop = min(max(stop, start + 1), len(keys) - (len(wanted) - position))
+        splits[name] = _part(train, name, np.flatnonzero((place >= start) & (place < stop)))
+        start = stop
+    return splits | {"train": _part(train, "train", np.flatnonzero(place >= start))}
+
+
+def _part(split: Split, name: str, chosen: Indices) -> Split:
+    return Split(name, split.source, split.rows, chosen, split.lengths[chosen], split.facts)
