@@ -52,7 +52,10 @@ def write(directory: Path, save: Callable[[Path], dict[str, Any]]) -> None:
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (temporary / RECORD).write_text(text + "\n", encoding="utf-8")
         write_manifest(temporary)
-        temporary.chmod(0o777 & ~_umask())
+        mask = _umask()  # temporary folders and safetensors' files are private by default
+        temporary.chmod(0o777 & ~mask)
+        for path in temporary.rglob("*"):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
         old = directory.with_name(f".{directory.name}.old")
         if directory.exists():
             shutil.rmtree(old, ignore_errors=True)

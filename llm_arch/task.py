@@ -223,13 +223,13 @@ class Task(L.LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
-        found = {"loss": self.evaluated_loss.compute(), **self.evaluated.compute()}
+        found = {**self.evaluated.compute(), "loss": self.evaluated_loss.compute()}
         if isinstance(self.evaluated, Reports):
             with self.evaluated.sync_context():
                 self.report = self.evaluated.per_label()
         major = self.head.major
-        self.log_dict({f"{prefix}/{k}": v for k, v in found.items() if k != major}, rank_zero_only=False)
-        self.log(f"{prefix}/{major}", found[major], prog_bar=prefix == "val")
+        for name, value in found.items():
+            self.log(f"{prefix}/{name}", value, prog_bar=prefix == "val" and name == major)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """Typed predictions of one batch; `llm_arch.inference.predict` puts those of all batches in input order."""

@@ -58,7 +58,7 @@ class Trainer(L.Trainer):
             precision, self.precision_reason = choose_precision(_device_kind(accelerator))
             if precision == "32-true" and _device_kind(accelerator) == "cpu":
                 use_fast_fp32()
-        options.setdefault("enable_model_summary", False)
+        options["enable_model_summary"] = bool(options.get("enable_model_summary"))
         # The batches are already spread over the ranks.
         options["use_distributed_sampler"] = False
         super().__init__(

@@ -23,7 +23,6 @@ from llm_arch.optim import (
 )
 from llm_arch.types import UserError
 
-torch.set_num_threads(1)  # threads that wait for each other make these tiny steps up to 8 times slower
 
 
 class MatrixNorm(nn.Module):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,7 +194,8 @@ class Pretrained(Backbone):
     def save(self, directory: Path) -> dict[str, Any]:
         """Write transformers' own config.json and model.safetensors."""
         self.config._attn_implementation = "sdpa"  # our name would be unknown to plain transformers
-        self.model.save_pretrained(directory)
+        with _no_bars():
+            self.model.save_pretrained(directory)
         return {"layout": self.layout}
 
     @classmethod
@@ -246,25 +248,19 @@ def _load(name: str, random_init: bool, hub: dict[str, Any]) -> PreTrainedModel:
     if local and not (Path(place) / "config.json").is_file():
         raise UserError(f"{name} holds no config.json, so it is no model directory of transformers or of llm-arch")
     hub = {} if local else hub
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(place, **hub)
         if random_init:
             return _from_config(config)
         extra = _model_arguments(config) | {"attn_implementation": "sdpa", "dtype": torch.float32}
-        model, report = AutoModel.from_pretrained(
-            place, config=config, use_safetensors=True, output_loading_info=True, **extra, **hub
-        )
+        with _no_bars():
+            model, report = AutoModel.from_pretrained(
+                place, config=config, use_safetensors=True, output_loading_info=True, **extra, **hub
+            )
     except UserError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(_explain(name, local, error)) from error
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
     missing = [k for k in report["missing_keys"] if "position_ids" not in k]
     if missing or report["mismatched_keys"]:
         raise UserError(
@@ -272,6 +268,20 @@ def _load(name: str, random_init: bool, hub: dict[str, Any]) -> PreTrainedModel:
             f"({', '.join(sorted(missing)[:3])}), {len(report['mismatched_keys'])} of another shape"
         )
     return model
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Loading and saving take a second: transformers' bars and its load report are noise here."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _explain(name: str, local: bool, error: Exception) -> str:

@@ -110,6 +110,8 @@ class FitRun:
         metrics = {"split": split, "before": before, "after": after, "train": _speed(task, data)}
         if trainer.is_global_zero:
             output.write_json(self.where / "metrics.json", metrics)
+            if task.report:
+                output.write_json(self.where / "per_label.json", task.report)
             lineage = {
                 "config": "config.yaml of the run",
                 "backbone": _backbone_name(self.cli.config),
@@ -125,7 +127,8 @@ class FitRun:
         if config.data is None:
             raise UserError("there is no data; start from a config, such as -c task/text_classification")
         if config.data.init_args.get("tokenizer") is None:
-            config.data.init_args.tokenizer = _backbone_name(config)
+            name = _backbone_name(config)
+            config.data.init_args.tokenizer = None if name is None or name.startswith("tiny:") else name
         loggers = config.trainer.get("logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if getattr(logger, "class_path", "").endswith("WandbLogger"):
@@ -217,10 +220,7 @@ class FitRun:
 
 def _backbone_name(config: Any) -> str | None:
     backbone = config.model.backbone
-    if isinstance(backbone, str):
-        return None if backbone.startswith("tiny:") else backbone
-    name = backbone.get("init_args", {}).get("name")
-    return None if name is None or name.startswith("tiny:") else str(name)
+    return backbone if isinstance(backbone, str) else backbone.get("init_args", {}).get("name")
 
 
 def _speed(task: Task, data: DataModule) -> dict[str, float]:

@@ -13,7 +13,17 @@ from typing import Any
 from llm_arch.types import UserError
 
 # What a run writes. `--overwrite` removes these and nothing else.
-_OWN = ("config.yaml", "metrics.json", "bad_rows.jsonl", "wandb_run.json", "checkpoints", "model", "logs", "wandb")
+_OWN = (
+    "config.yaml",
+    "metrics.json",
+    "per_label.json",
+    "bad_rows.jsonl",
+    "wandb_run.json",
+    "checkpoints",
+    "model",
+    "logs",
+    "wandb",
+)
 # Lightning starts the other ranks with the same command line: they must find the first one's directory.
 _CHOSEN = "LLM_ARCH_OUTPUT"
 

@@ -20,5 +20,6 @@ def quiet() -> None:
         ".*It is recommended to use `self.log.*sync_dist=True`.*",
         ".*Experiment logs directory.*exists and is not empty.*",
         ".*multi-threaded, use of fork.*",
+        ".*Total length of `list` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=message)

