@@ -15,6 +15,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     WANDB_MODE="offline",
     WANDB_SILENT="true",
+    JSONARGPARSE_DEPRECATION_WARNINGS="off",
 )
 
 import pytest

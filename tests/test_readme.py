@@ -1,0 +1,78 @@
+"""README's commands and snippets are true: each that can run offline is run, on few batches with a tiny backbone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_arch.cli.main import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FEW = [
+    *("-c", "backbone/tiny", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+    *(
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.limit_test_batches",
+        "1",
+        "--trainer.enable_progress_bar",
+        "false",
+    ),
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip()]
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)\b", "\n".join(blocks("bash")) + README))
+    assert {"demo", "test", "install"} <= named
+    assert all(re.search(rf"^{target} *:", makefile, flags=re.MULTILINE) for target in named)
+
+
+def test_named_files_exist() -> None:
+    named = re.findall(r"`((?:tests|benchmarks|configs|notebooks)/[\w./-]+\.\w+)`", README)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("reviews.csv", "more_reviews.csv"):
+        lines = [f'"it was {word}, number {i}",{stars}' for i in range(10) for word, stars in (("good", 5), ("bad", 1))]
+        Path(name).write_text("\n".join(["review,stars", *lines]) + "\n", encoding="utf-8")
+    ours = [line for line in commands() if line.startswith("llm-arch ")]
+    assert {shlex.split(line)[1] for line in ours} == {"fit", "predict", "test"}
+    for line in ours:
+        arguments = shlex.split(line)[1:]
+        assert main([*arguments, *FEW] if arguments[0] == "fit" else arguments) == 0, line
+    assert '"label"' in capsys.readouterr().out
+
+
+def test_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str) -> None:
+    import llm_arch.task
+    import llm_arch.trainer
+
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = blocks("python")
+    assert len([line for line in snippet.splitlines() if line and "import" not in line]) <= 10
+
+    def few(**options: Any) -> llm_arch.trainer.Trainer:
+        limits = {f"limit_{stage}_batches": 2 for stage in ("train", "val", "test")}
+        return llm_arch.trainer.Trainer(**options, **limits, enable_progress_bar=False)
+
+    scope: dict[str, Any] = {"few": few}
+    exec(compile(snippet.replace("Trainer(", "few("), "README.md", "exec"), scope)  # noqa: S102
+    assert (tmp_path / "runs" / "python" / "model" / "llm_arch.json").is_file()
