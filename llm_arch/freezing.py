@@ -8,6 +8,8 @@ from torch import nn
 
 from llm_arch.types import Backbone, UserError
 
+_FINAL_NORMS = ("norm", "ln_f", "final_norm", "final_layer_norm")
+
 Freeze = Literal["none", "backbone", "embeddings"] | int
 
 
@@ -30,11 +32,10 @@ def freeze_backbone(backbone: Backbone, what: Freeze) -> None:
         if not 1 <= what <= len(layers):
             raise UserError(f"model.freeze must be between 1 and {len(layers)} layers, got {what}")
         above = {id(p) for layer in layers[what:] for p in layer.parameters()}
-        stacked = {id(p) for layer in layers for p in layer.parameters()}
         # What lies outside the stack is embeddings below it, or a final norm above, which belongs to the top.
-        final = {id(p) for name, m in backbone.named_modules() if _is_final_norm(name) for p in m.parameters()}
+        final = {id(p) for m in _beside(backbone, layers) for p in m.parameters()}
         for parameter in backbone.parameters():
-            if id(parameter) not in above and not (id(parameter) in final and id(parameter) not in stacked):
+            if id(parameter) not in above and id(parameter) not in final:
                 parameter.requires_grad_(False)
     else:
         raise UserError(f"model.freeze must be none, backbone, embeddings or a number of layers, got {what!r}")
@@ -45,5 +46,14 @@ def _freeze(module: nn.Module) -> None:
         parameter.requires_grad_(False)
 
 
-def _is_final_norm(name: str) -> bool:
-    return name.rpartition(".")[2] in ("norm", "ln_f", "final_norm", "final_layer_norm")
+def _beside(backbone: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+    """Norms beside the stack: one inside the embeddings (ModernBERT's) lies below it."""
+    inside = {id(m) for layer in layers for m in layer.modules()}
+    stacks = [m for m in backbone.modules() if any(child is layers[0] for child in m.children())]
+    parents = [m for m in backbone.modules() if any(child is stack for stack in stacks for child in m.children())]
+    return [
+        child
+        for parent in [*stacks, *parents]
+        for name, child in parent.named_children()
+        if name in _FINAL_NORMS and id(child) not in inside
+    ]

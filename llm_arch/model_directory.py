@@ -43,6 +43,8 @@ def write(directory: Path, save: Callable[[Path], dict[str, Any]]) -> None:
         directory: where it goes; an older model directory there is replaced only once the new one is complete.
         save: writes the weights into the folder it is given and returns the record.
     """
+    if directory.is_file():
+        raise UserError(f"{directory} is a file; name another folder")
     if directory.exists() and any(directory.iterdir()) and not is_model_directory(directory):
         raise UserError(f"{directory} holds something else than a model; name another folder")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -83,16 +85,17 @@ def write_manifest(directory: Path) -> None:
 def check_manifest(directory: Path) -> None:
     """Compare every file with the manifest; raises UserError naming the first that differs."""
     try:
-        entries = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        listed = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        digests = {name: str(entry["sha256"]) for name, entry in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory / MANIFEST} is missing or damaged; fetch the model again") from error
-    for name, entry in entries.items():
+    for name, digest in digests.items():
         path = (directory / name).resolve()
         if not path.is_relative_to(directory.resolve()):
             raise UserError(f"{directory / MANIFEST} names a file outside the folder: {name!r}")
         if not path.is_file():
             raise UserError(f"{directory} lacks {name}, which its manifest lists; fetch the model again")
-        if _digest(path) != entry["sha256"]:
+        if _digest(path) != digest:
             raise UserError(f"{path} is not the file that was saved (its checksum differs); fetch the model again")
 
 

@@ -167,6 +167,10 @@ class Prediction:
 
     index: int
 
+    def to(self, device: torch.device | str) -> Prediction:
+        """Itself: it holds no tensors, but Lightning moves what it collects, and takes frozen fields apart without."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, without the row number."""
         return {k: v for k, v in asdict(self).items() if k != "index"}

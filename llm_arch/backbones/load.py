@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from llm_arch import model_directory
 from llm_arch.backbones.presets import PRESETS
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.locate import locate
-from llm_arch.types import Backbone
+from llm_arch.types import Backbone, UserError
 
 
 def backbone_from(name: str) -> Backbone:
@@ -29,5 +31,13 @@ def backbone_of(directory: Path, record: dict[str, Any], trust: tuple[str, ...] 
         record: its `backbone` entry.
         trust: modules outside this package that may be imported for it.
     """
-    kind = model_directory.resolve(record["class_path"], Backbone, trust)
-    return kind.load(directory, record)
+    try:
+        kind = model_directory.resolve(record["class_path"], Backbone, trust)
+        backbone = kind.load(directory, record)
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{directory} is damaged or incomplete ({reason}); fetch or train the model again") from error
+    assert isinstance(backbone, Backbone)
+    return backbone

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -81,13 +82,16 @@ class Pretrained(Backbone):
         self.pooling = "last" if self.is_decoder else "mean"
         self._arguments = set(inspect.signature(type(model).forward).parameters)
         self._position_offset = _position_offset(model)
-        limit = getattr(self.config, "max_position_embeddings", None)
-        self.max_length = int(limit) - self._position_offset if limit else None
+        limit = getattr(self.config, "max_position_embeddings", None)  # XLNet says -1 for no limit
+        self.max_length = int(limit) - self._position_offset if limit and int(limit) > 0 else None
+        self._padded_attention = self.config._attn_implementation
         self.layout: Layout = layout
         self.why_padded: str | None = None
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.config.model_type not in _PROVEN:
+            self._check_padded()
         if layout == "auto":
             self.why_padded = None if self.config.model_type in _PROVEN else self._probe()
             self.layout = "padded" if self.why_padded else "flat"
@@ -120,17 +124,29 @@ class Pretrained(Backbone):
             states = self._run(packed.NAME, {k: v[None] for k, v in fields.items()}, all_hidden, packed=where)
             return Hidden(states[-1][0], tuple(s[0] for s in states) if all_hidden else None)
         fields = {k: where.pad(v) for k, v in self._fields(batch, inputs_embeds).items()}
-        fields["attention_mask"] = torch.arange(where.longest, device=batch.lengths.device) < batch.lengths[:, None]
-        states = self._run("sdpa", fields, all_hidden)
+        real_BL = torch.arange(where.longest, device=batch.lengths.device) < batch.lengths[:, None]
+        states = self._run(self._padded_attention, self._blank(fields, real_BL), all_hidden)
         return Hidden(where.unpad(states[-1]), tuple(where.unpad(s) for s in states) if all_hidden else None)
 
     def _padded_batch(self, batch: Batch, inputs_embeds: Tensor | None, all_hidden: bool) -> Hidden:
         assert batch.valid is not None
         grid = (batch.starts.shape[0], -1)
         fields = {k: v.view(*grid, *v.shape[1:]) for k, v in self._fields(batch, inputs_embeds).items()}
-        fields["attention_mask"] = batch.valid.view(grid)
-        states = [s.flatten(0, 1) for s in self._run("sdpa", fields, all_hidden)]
+        fields = self._blank(fields, batch.valid.view(grid))
+        states = [s.flatten(0, 1) for s in self._run(self._padded_attention, fields, all_hidden)]
         return Hidden(states[-1], tuple(states) if all_hidden else None)
+
+    def _blank(self, fields: dict[str, Tensor], real_BL: Tensor) -> dict[str, Tensor]:
+        """Put the padding token where there is none of the sequence's, as a tokenizer would: convolutions see it."""
+        pad = getattr(self.config, "pad_token_id", None) or 0
+        fields = dict(fields)
+        if "input_ids" in fields:
+            fields["input_ids"] = fields["input_ids"].masked_fill(~real_BL, pad)
+        else:
+            empty_D = self.embeddings.weight[pad].to(fields["inputs_embeds"].dtype)
+            fields["inputs_embeds"] = torch.where(real_BL[..., None], fields["inputs_embeds"], empty_D)
+        # Zeros and ones, as tokenizers give: some models calculate with it.
+        return fields | {"attention_mask": real_BL.long()}
 
     def _fields(self, batch: Batch, inputs_embeds: Tensor | None) -> dict[str, Tensor]:
         fields = {"input_ids": batch.input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
@@ -151,11 +167,9 @@ class Pretrained(Backbone):
 
     def _probe(self) -> str | None:
         """Why this model can't run flat, or None when flat and padded agree on two short sequences."""
-        lengths = torch.tensor([5, 3])
-        position_ids = torch.cat([torch.arange(n) for n in lengths])
-        segments = torch.repeat_interleave(torch.arange(2), lengths)
-        ids = torch.arange(8) * 7 % self.config.vocab_size
-        batch = Batch(ids, position_ids, segments, torch.tensor([0, 5]), lengths, torch.arange(2))
+        if getattr(self.config, "attention_chunk_size", None):
+            return f"{self.config.model_type} attends in chunks, which packed attention does not do"
+        batch = self._two_sequences()
         self.model.eval()
         try:
             with torch.no_grad():
@@ -172,6 +186,34 @@ class Pretrained(Backbone):
             )
         return None
 
+    def _check_padded(self) -> None:
+        """Leave positions to the model where it counts them in a way of its own: plain transformers is the measure."""
+        batch, layout = self._two_sequences(), self.layout
+        takes_positions = "position_ids" in self._arguments
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                self.layout = "padded"
+                given = self(batch).last_TD
+                self._arguments.discard("position_ids")
+                own = self(batch).last_TD
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"{self.config.model_type} can't be run as a text backbone ({type(error).__name__}: {reason})"
+            ) from error
+        self.layout = layout
+        if takes_positions and (given - own).abs().max() <= 1e-4 * own.abs().max():
+            self._arguments.add("position_ids")
+
+    def _two_sequences(self) -> Batch:
+        lengths = torch.tensor([5, 3])
+        position_ids = torch.cat([torch.arange(n) for n in lengths])
+        segments = torch.repeat_interleave(torch.arange(2), lengths)
+        special = {v for k, v in self.config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
+        ids = [i for i in range(self.config.vocab_size) if i not in special][:8]
+        return Batch(torch.tensor(ids), position_ids, segments, torch.tensor([0, 5]), lengths, torch.arange(2))
+
     def set_dropout(self, probability: float) -> None:
         """Rebuild the model with this dropout everywhere, written into its configuration; weights stay."""
         if not 0 <= probability < 1:
@@ -180,7 +222,10 @@ class Pretrained(Backbone):
         names = [
             k
             for k, v in config.to_dict().items()
-            if ("dropout" in k or k.endswith("pdrop")) and "classifier" not in k and isinstance(v, int | float)
+            if ("dropout" in k or k.endswith("pdrop"))
+            and "classifier" not in k
+            and isinstance(v, int | float)
+            and not isinstance(v, bool)
         ]
         if not names:
             raise UserError(f"{config.model_type} has no dropout in its configuration; leave model.dropout out")
@@ -189,11 +234,13 @@ class Pretrained(Backbone):
         model = _from_config(config)
         model.load_state_dict(self.model.state_dict(), strict=True, assign=True)
         model.tie_weights()
+        why_padded = self.why_padded
         self._adopt(model, self.layout, self.gradient_checkpointing)
+        self.why_padded = why_padded
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write transformers' own config.json and model.safetensors."""
-        self.config._attn_implementation = "sdpa"  # our name would be unknown to plain transformers
+        self.config._attn_implementation = self._padded_attention  # our name would be unknown to plain transformers
         with _no_bars():
             self.model.save_pretrained(directory)
         return {"layout": self.layout}
@@ -229,17 +276,28 @@ def _config_from(values: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def _model_arguments(config: PreTrainedConfig) -> dict[str, Any]:
-    """BERT's pooling layer is never used here, and a parameter without gradient breaks distributed training."""
+    """How to build a model: BERT's pooling layer is never used here, and a parameter without gradient breaks distributed training."""
+    if _is_foreign(config):
+        return {"trust_remote_code": True}
     if type(config) not in MODEL_MAPPING:
         raise UserError(f"transformers has no plain encoder or decoder for model_type {config.model_type!r}")
     if config.is_encoder_decoder:
         raise UserError(f"{config.model_type} is an encoder–decoder; this backbone takes an encoder or a decoder")
-    parameters = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
-    return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+    kind = MODEL_MAPPING[type(config)]
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    arguments: dict[str, Any] = {"attn_implementation": "sdpa" if kind._supports_sdpa else "eager"}
+    if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
+        arguments["add_pooling_layer"] = False
+    return arguments
+
+
+def _is_foreign(config: PreTrainedConfig) -> bool:
+    """Whether the configuration came with code of its own, which only runs when it was trusted."""
+    return type(config).__module__.split(".")[0] == "transformers_modules"
 
 
 def _from_config(config: PreTrainedConfig) -> PreTrainedModel:
-    return AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32, **_model_arguments(config))
+    return AutoModel.from_config(config, dtype=torch.float32, **_model_arguments(config))
 
 
 def _load(name: str, random_init: bool, hub: dict[str, Any]) -> PreTrainedModel:
@@ -247,19 +305,20 @@ def _load(name: str, random_init: bool, hub: dict[str, Any]) -> PreTrainedModel:
     local = Path(place).is_dir()
     if local and not (Path(place) / "config.json").is_file():
         raise UserError(f"{name} holds no config.json, so it is no model directory of transformers or of llm-arch")
-    hub = {} if local else hub
+    if local:
+        hub = {"trust_remote_code": hub["trust_remote_code"]}
     try:
         config = AutoConfig.from_pretrained(place, **hub)
         if random_init:
             return _from_config(config)
-        extra = _model_arguments(config) | {"attn_implementation": "sdpa", "dtype": torch.float32}
+        extra = hub | _model_arguments(config) | {"dtype": torch.float32}
         with _no_bars():
             model, report = AutoModel.from_pretrained(
-                place, config=config, use_safetensors=True, output_loading_info=True, **extra, **hub
+                place, config=config, use_safetensors=True, output_loading_info=True, **extra
             )
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(_explain(name, local, error)) from error
     missing = [k for k in report["missing_keys"] if "position_ids" not in k]
     if missing or report["mismatched_keys"]:
@@ -303,7 +362,8 @@ def _explain(name: str, local: bool, error: Exception) -> str:
             f"{name} is no local directory, and the hub could not provide it ({type(error).__name__}); "
             f"download it where there is a network and name the local directory"
         )
-    return f"{name} can't be loaded as a model: {str(error).splitlines()[0]}"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{name} can't be loaded as a model: {reason}"
 
 
 def _is_decoder(config: PreTrainedConfig) -> bool:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_arch.callbacks.monitor import monitor_of, validates
 
 
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint on the metric the head names, in the output directory.
+
+    `last.ckpt` is the state after the last epoch, or the last validation within one, however good it is (Lightning's
+    own `save_last` writes it only together with one of the best).
 
     Args:
         monitor: a logged value such as `val/loss`; None for `val/` and the head's major metric.
@@ -34,8 +41,38 @@ class Checkpoint(ModelCheckpoint):
                 auto_insert_metric_name=False,
                 monitor=monitor if validates(trainer) else None,
                 mode=mode,
-                save_last=True,
                 save_top_k=self._top_k if validates(trainer) else 0,
                 enable_version_counter=False,
             )
         super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the best; within an epoch the last too."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not _step_has_ended(trainer):
+            return
+        super().on_validation_end(trainer, pl_module)
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the last, validated or not."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if _step_has_ended(trainer):
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = Path(str(self.dirpath)) / "last.ckpt"
+        self.last_model_path = str(path)  # before saving, since it is part of the state
+        # A run that is killed while it writes must find the one before.
+        partial = path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, path)
+
+
+def _step_has_ended(trainer: L.Trainer) -> bool:
+    """Whether no gradient is waiting for more micro-batches: it would not be part of the checkpoint."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.is_last_batch or progress.current.ready % trainer.accumulate_grad_batches == 0

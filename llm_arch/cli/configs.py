@@ -1,11 +1,16 @@
-"""Where `-c NAME` looks: a file, or one of the configs that come with the package."""
+"""Where `-c NAME` looks: a file, or one of the configs that come with the package; and what such a file sets."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_arch.types import UserError
+
+if TYPE_CHECKING:
+    from yaml.nodes import Node
 
 
 def shipped() -> Path:
@@ -39,3 +44,63 @@ def find(name: str) -> Path:
     near = get_close_matches(short, names(), n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; shipped are: {', '.join(names())}"
     raise UserError(f"{name}: no such config file{hint}")
+
+
+def read(path: Path) -> dict[str, str]:
+    """The keys that a config file sets, each with its place: `data.train` → `mine.yaml, line 3`.
+
+    Raises:
+        UserError: when it is no YAML mapping, or sets a key twice; names the line.
+    """
+    import yaml
+
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not valid UTF-8; save the file as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: is not valid YAML ({error.problem}); mend the line or the one above") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path} is no config: write keys with values, such as `trainer: {{max_epochs: 3}}`")
+    return {key: f"{path}, line {line}" for key, line in _keys(root, "", path)}
+
+
+def _keys(node: Node, prefix: str, path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted keys as people write them: without `init_args`, list positions and the `+` of an appended list."""
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _keys(item, prefix, path)
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            if name.value in seen:
+                raise UserError(f"{path}, line {line}: the key {name.value!r} stands there twice; join the two")
+            seen.add(name.value)
+            key = prefix if name.value == "init_args" else f"{prefix}.{name.value.removesuffix('+')}".lstrip(".")
+            if key != prefix:
+                yield key, line
+            yield from _keys(value, key, path)
+
+
+def places(files: Sequence[Path], arguments: Sequence[str]) -> dict[str, str]:
+    """Where the config files set each key, later ones winning; keys given on the command line are left out.
+
+    Args:
+        files: the config files in order.
+        arguments: the command line.
+    """
+    found: dict[str, str] = {}
+    for file in files:
+        found |= read(file)
+    for argument in arguments:
+        if argument.startswith("--"):
+            found.pop(argument[2:].partition("=")[0].removesuffix("+").replace(".init_args.", "."), None)
+    return found

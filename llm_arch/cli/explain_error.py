@@ -4,80 +4,182 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+
+from llm_arch.types import UserError
 
 _OPTION = re.compile(r"[Oo]ption '([^']+)'")
 _CLASS = re.compile(r"(?:Problem with given class_path|class_path=)\s*'([^']+)'")
 _PART = re.compile(r'Parser key "([^"]+)"')
-_WANTED = re.compile(r"Expected an? (<class '[^']+'>|[\w.]+\[.*\]|[\w.]+)\.?(?: Got value: (.*))?")
-_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+_WANTED = re.compile(r"Expected (?:an? )?(<class '[^']+'>|[\w.]+\[.*\]|[\w.]+)\.?")
+_GIVEN = re.compile(r"(?:Given value|Got value): (.*?)(?=\. Got value: |\n|$)")
+_NESTED = re.compile(r"NestedArg\(key='(.*?)', val='?(.*?)'?\)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_NO_IMPORT = re.compile(r"No module named '[^']+'|module '[^']+' has no attribute '[^']+'|cannot import name .*")
+_WRONG_CLASS = re.compile(r"(?:Expected '([^']+)' to be a subclass of <class '(\w+)'>|Not a valid subclass of (\w+))")
+
+_PLAIN = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "Sequence": "a list",
+    "dict": "a mapping",
+}
+# What jsonargparse also would have taken, but nobody who made the mistake has meant.
+_NOT_MEANT = ("NoneType", "path", "dot")
 
 
-def explain(message: str, known: Iterable[str]) -> str:
+def explain(
+    message: str,
+    known: Iterable[str],
+    places: Mapping[str, str] | None = None,
+    kinds: Mapping[str, type] | None = None,
+) -> str:
     """One sentence for a parsing error.
 
     Args:
         message: what jsonargparse said.
         known: all keys that could have been meant, such as `trainer.max_epochs`.
+        places: where a config file sets a key, such as `mine.yaml, line 3`; put before the sentence about that key.
+        kinds: the class that a key takes, to suggest the nearest of its subclasses.
     """
-    parts = [part for part in _PART.findall(message) if part != "config"]
-    owner = parts[0] if parts else ""
+    key, sentence = _explain(message, list(known), kinds or {})
+    place = (places or {}).get(key)
+    return f"{place}: {sentence}" if place else sentence
+
+
+def _explain(message: str, known: list[str], kinds: Mapping[str, type]) -> tuple[str, str]:
     if message.startswith("unrecognized arguments:"):
         option = message.split(":", 1)[1].split()[0]
-        return f"unknown option {option}{_near(option.lstrip('-').split('=')[0], known, '--')}"
-    if found := _OPTION.search(message):
+        if not option.startswith("-"):
+            return "", f"unexpected argument {option!r}; every value follows an option, such as --output DIR"
+        return "", f"unknown option {option}{_near(option.lstrip('-').split('=')[0], known, '--')}"
+    if lacking := re.match(r"argument ([^:]+): expected one argument", message):
+        return "", f"{lacking[1].split('/')[-1]} needs a value; see llm-arch fit --help"
+    if lacking := re.match(r"the following arguments are required: (.*)", message):
+        return "", f"{lacking[1]} must be given; start from a config, such as -c task/text_classification"
+    parts = [part for part in _PART.findall(message) if part != "config"]
+    owner = parts[0] if parts else ""
+    if group := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        key = f"{group[1]}.{group[2]}"
+        return key, f"unknown key {key}{_near(key, known)}"
+    if found := re.search(r"unrecognized arguments: --([\w.]+)", message) or _OPTION.search(message):
         return _unknown(found[1], owner, message, known)
-    if "No module named" in message or "can't be imported" in message or "No such class" in message:
-        named = _CLASS.search(message) or _GIVEN.search(message)
-        name = named[1] if named else ""
-        return f"{owner or 'class_path'}: {name} can't be imported; give module and class, such as my_module.MyClass"
-    wanted = [_plain(w[0]) for w in _WANTED.findall(message)]
-    wanted = [w for w in dict.fromkeys(wanted) if w not in ("NoneType", "path")]
-    if wanted:
-        key = ".".join(parts)
-        given = _GIVEN.findall(message) + [w[1] for w in _WANTED.findall(message) if w[1]]
-        value = re.sub(r"^NestedArg\(.*val='?(.*?)'?\)$", r"\1", given[-1].strip()) if given else ""
-        return f"{key}: expected {' or '.join(wanted)}, got {value!r}"
-    return " ".join(message.split())
+    if found := _NO_CLASS.search(message) or _CLASS.search(message) or _GIVEN.search(message):
+        trouble = _class_trouble(found[1], owner, message, kinds.get(owner))
+        if trouble:
+            return owner, trouble
+    return _wrong_value(".".join(parts), message)
 
 
-def _unknown(option: str, owner: str, message: str, known: Iterable[str]) -> str:
-    if group := re.search(r"Group '([^']+)' does not accept", message):
-        full = f"{group[1]}.{option}"
-        return f"unknown key {full}{_near(full, known)}"
+def _unknown(option: str, owner: str, message: str, known: list[str]) -> tuple[str, str]:
     class_path = _CLASS.search(message)
-    if class_path and owner:
-        choices = [f"{owner}.{name}" for name in parameters(class_path[1])]
-        return f"unknown key {owner}.{option}{_near(f'{owner}.{option}', choices)}"
-    return f"unknown key {option}{_near(option, known)}"
+    if not (class_path and owner):
+        return option, f"unknown key {option}{_near(option, known)}"
+    key = f"{owner}.{option}"
+    if class_path[1] == "torch.optim.Optimizer":
+        return key, f"{key} belongs to an optimizer; name it first, as in --model.optimizer AdamW"
+    choices = [f"{owner}.{name}" for name in parameters(class_path[1])]
+    return key, f"unknown key {key}{_near(key, choices) or f'; {class_path[1]} takes {_listed(class_path[1])}'}"
+
+
+def _class_trouble(name: str, owner: str, message: str, kind: type | None) -> str | None:
+    """Why a class can't be used, or None when the message is about something else."""
+    if nested := _NESTED.search(message) if _NO_CLASS.search(message) else None:
+        return (
+            f"{owner}.{nested[1]} can't be set, since {owner} is {name!r} and takes no arguments; "
+            f"name a class with {owner}.class_path first"
+        )
+    if wrong := _WRONG_CLASS.search(message):
+        return f"{owner}: {wrong[1] or name} is no {wrong[2] or wrong[3]}; name a class that is one"
+    reason = _NO_IMPORT.search(message)
+    if not (reason or _NO_CLASS.search(message) or "can't be imported" in message):
+        return None
+    because = f" ({reason[0]})" if reason and name.rpartition(".")[0] not in reason[0].split("'") else ""
+    near = get_close_matches(name.rpartition(".")[2], _subclasses(kind), n=1, cutoff=0.6) if kind else []
+    if near:
+        return f"{owner}: found no class {name}{because}; did you mean {near[0]}?"
+    return f"{owner}: {name} can't be imported{because}; give module and class, such as my_module.MyClass"
+
+
+def _wrong_value(key: str, message: str) -> tuple[str, str]:
+    wanted = [w for w in dict.fromkeys(_WANTED.findall(message)) if _short(w) not in _NOT_MEANT]
+    if not wanted:
+        return key, " ".join(message.split())
+    given = _GIVEN.search(message)
+    value = given[1].strip() if given else ""
+    if nested := _NESTED.fullmatch(value):
+        value = nested[2]
+    choices = [c for w in wanted for c in _choices(w)]
+    if len(choices) == len(wanted) or all(_choices(w) for w in wanted):
+        near = get_close_matches(value, choices, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return key, f"{key}: {value!r} is none of {', '.join(choices)}{hint}"
+    expected = [c for w in wanted for c in _choices(w) or [_PLAIN.get(_short(w), _short(w))]]
+    return key, f"{key}: expected {', '.join(expected[:-1])}{' or ' if expected[1:] else ''}{expected[-1]}, got {value!r}"
+
+
+def constructor_error(error: BaseException) -> str:
+    """What a constructor said about its arguments, without what jsonargparse wrapped around it."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, UserError):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        found = error
+        while found.__cause__ is not None and str(found).startswith(("Does not validate", "Parser key", "Problem with")):
+            found = found.__cause__
+    return " ".join(str(found).split())
 
 
 def parameters(class_path: str) -> list[str]:
     """The constructor arguments of a class, those it hands to its base classes included."""
     module, _, name = class_path.rpartition(".")
+    return parameters_of(getattr(import_module(module), name))
+
+
+def parameters_of(kind: type) -> list[str]:
+    """As `parameters`, for a class at hand."""
     found: dict[str, None] = {}
-    for base in getattr(import_module(module), name).__mro__:
+    for base in kind.__mro__:
         if "__init__" in vars(base) and base is not object:
-            signature = inspect.signature(base.__init__)
-            kinds = signature.parameters.values()
-            found |= {p.name: None for p in kinds if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-            if not any(p.kind is p.VAR_KEYWORD for p in kinds):
+            arguments = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+            found |= {p.name: None for p in arguments if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            if not any(p.kind is p.VAR_KEYWORD for p in arguments):
                 break
     return [name for name in found if name != "self"]
 
 
-def _near(key: str, known: Iterable[str], dashes: str = "") -> str:
-    known = list(known)
+def _listed(class_path: str) -> str:
+    names = parameters(class_path)
+    return ", ".join(names[:12]) + (" …" if len(names) > 12 else "") if names else "no arguments"
+
+
+def _near(key: str, known: list[str], dashes: str = "") -> str:
     near = get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near:  # the mistake may lie in the group: modle.freeze
-        near = get_close_matches(key.split(".")[0], sorted({k.split(".")[0] for k in known}), n=1, cutoff=0.6)
+    if "." not in key:  # the group was left out: --max_epochs
+        leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
+        leaf = get_close_matches(key, leaves, n=1, cutoff=0.8)
+        near = [leaves[leaf[0]]] if leaf else near
+    if not near:  # the mistake lies in the group: modle.freeze
+        group, dot, rest = key.partition(".")
+        groups = get_close_matches(group, sorted({k.split(".")[0] for k in known}), n=1, cutoff=0.6)
+        near = [f"{groups[0]}{dot}{rest}"] if groups and groups[0] != group else []
     return f"; did you mean {dashes}{near[0]}?" if near else ""
 
 
-def _plain(kind: str) -> str:
-    kind = re.sub(r"<class '([\w.]+)'>", lambda m: m[1].rpartition(".")[2], kind)
-    if literal := re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", kind):
-        return literal[1]
-    return kind
+def _subclasses(kind: type) -> list[str]:
+    below = [k for direct in kind.__subclasses__() for k in [direct.__name__, *_subclasses(direct)]]
+    return sorted({name for name in below if not name.startswith("_")})
+
+
+def _short(kind: str) -> str:
+    return re.sub(r"<class '([\w.]+)'>", r"\1", kind).split("[")[0].rpartition(".")[2]
+
+
+def _choices(kind: str) -> list[str]:
+    literal = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", kind)
+    return [choice.strip("'\"") for choice in literal[1].split(", ")] if literal else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -60,44 +59,52 @@ def run(arguments: list[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(HELP.format(configs=", ".join(configs.names())))
         return
+    arguments, names, files = find_configs(arguments)
+    places = configs.places(files, arguments)
     from llm_arch.cli.quiet import quiet
 
     quiet()
-    arguments, names = _find_configs(arguments)
-    own = _own_options().parse_known_args(arguments)[0]
     # A head, data format or backbone of the user's own may lie in a file beside them.
-    sys.path.insert(0, str(Path.cwd()))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
     from llm_arch.cli.fit_run import FitRun, parse
 
-    cli = parse(["--help" if a == "--help-all" else a for a in arguments])
-    stem = names[0] if names else "fit"
-    where = output.choose(own.output or cli.config.get("output"), stem)
-    FitRun(cli, where, overwrite=cli.config.overwrite, resume=cli.config.resume, before=cli.config.before).run()
+    cli = parse(["--help" if a == "--help-all" else a for a in arguments], places)
+    given = cli.config
+    where = output.choose(given.output, names[0] if names else "fit")
+    FitRun(cli, where, overwrite=given.overwrite, resume=given.resume, before=given.before).run()
 
 
-def _own_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--output")
-    return parser
+def find_configs(arguments: list[str]) -> tuple[list[str], list[str], list[Path]]:
+    """Replace names of shipped configs by their files.
 
+    Args:
+        arguments: the command line.
 
-def _find_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Replace names of shipped configs by their files; return the names in order too."""
-    found, names = [], []
-    expects = False
-    for argument in arguments:
+    Returns:
+        The command line for the parser, and the configs in order: as they were named, and their files.
+
+    Raises:
+        UserError: when there is no such config.
+    """
+    found: list[str] = []
+    names: list[str] = []
+    files: list[Path] = []
+    rest = iter(arguments)
+    for argument in rest:
         flag, sign, value = argument.partition("=")
-        if expects or (flag in ("-c", "--config") and sign):
-            name = argument if expects else value
-            names.append(name)
-            path = str(configs.find(name))
-            argument = path if expects else f"{flag}={path}"
-            expects = False
-        else:
-            expects = argument in ("-c", "--config")
-        found.append(argument)
-    if expects:
-        raise UserError("-c needs the name of a config, such as -c task/text_classification")
-    # A bare switch reads better than a value; jsonargparse wants the value.
-    return [a if a != "--overwrite" else "--overwrite=true" for a in found], names
+        if flag not in ("-c", "--config"):
+            found.append(argument)
+            continue
+        name = value if sign else next(rest, "")
+        if not name or name.startswith("-"):
+            raise UserError(f"{flag} needs the name of a config, such as -c task/text_classification")
+        names.append(name)
+        files.append(configs.find(name))
+        found.append(f"--config={files[-1]}")
+    # A bare switch reads better than a value; the parser wants the value.
+    for i, (argument, after) in enumerate(zip(found, [*found[1:], ""], strict=True)):
+        if argument == "--overwrite" and after.lower() not in ("true", "false"):
+            found[i] = "--overwrite=true"
+    return found, names, files

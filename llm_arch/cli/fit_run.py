@@ -212,10 +212,18 @@ class FitRun:
             f"{train['tokens_per_second']:,.0f} tokens/s",
             highlight=False,
         )
-        text = data.split(split).column("text")[0] if split and "text" in data.schema else "your text"
+        text = _example(data, split) or "your text"
         quoted = text.replace("'", "’")
         self.console.print(f"\nsaved: {self.where / 'model'}\ntry:", highlight=False)
         print(f"  llm-arch predict --model {self.where / 'model'} --text '{quoted}'")
+
+
+def _example(data: DataModule, split: str | None) -> str | None:
+    """A text to try the model on."""
+    if split is None or "text" not in data.schema:
+        return None
+    chosen = data.split(split).chosen
+    return str(data.split(split).rows[0 if chosen is None else int(chosen[0])]["text"])
 
 
 def _backbone_name(config: Any) -> str | None:

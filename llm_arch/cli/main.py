@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        print(usage(), file=sys.stdout if arguments else sys.stderr)
         return DONE if arguments else WRONG_INPUT
     if arguments[0] in ("-V", "--version"):
         from llm_arch import __version__
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         near = get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return _complain(f"unknown verb {verb!r}{hint} Verbs: {', '.join(VERBS)}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return _complain(f"unknown verb {verb!r}; {hint}The verbs are: {', '.join(VERBS)}")
     from llm_arch.types import UserError
 
     try:
@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("llm-arch: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as stop:  # `--help` and `--print_config` of the parsers
+        return stop.code if isinstance(stop.code, int) else FAILED if stop.code else DONE
     return DONE
 
 

@@ -63,6 +63,21 @@ def clear(output: Path) -> None:
             path.unlink()
 
 
+def undo(output: Path, made: list[Path]) -> None:
+    """Remove what a run wrote that ended before its first step, and the folders it made."""
+    clear(output)
+    for folder in made:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def make(output: Path) -> list[Path]:
+    """Make the directory; returns the folders that were missing, the innermost first."""
+    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
 def checkpoint(output: Path, resume: str | None) -> str | None:
     """The checkpoint to resume from: `auto` takes the last one if there is any; a path must exist."""
     if resume is None:

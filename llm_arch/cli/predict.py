@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from llm_arch.types import UserError
+
+if TYPE_CHECKING:
+    from llm_arch.data.sources import Row
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,34 +50,56 @@ def run(arguments: list[str]) -> None:
     quiet()
     if options.trust:
         sys.path.insert(0, str(Path.cwd()))
-    from llm_arch.cli.rows import rows_of
     from llm_arch.inference.directory import load
     from llm_arch.inference.predictor import Predictor
 
+    if options.output and Path(options.output).is_dir():
+        raise UserError(f"--output {options.output} is a directory; name a file")
     predictor = Predictor(load(options.model, trust=tuple(options.trust)))
     columns = [name for name, always in predictor.model.data.columns.items() if always]
-    if options.text is not None and len(columns) > 1:
-        raise UserError(f"this model takes {' and '.join(columns)}; give them as columns of a file with --input")
-    rows = rows_of(options.input) if options.input else ({columns[0]: text} for text in options.text)
-    kept: list[Mapping[str, Any]] = []
+    read = _rows(options, columns)
+    waiting: dict[int, Row] = {}
 
     def remembered() -> Iterator[Mapping[str, Any]]:
-        for row in rows:
-            kept.append({name: row.get(name) for name in columns})
-            yield row
+        for index, row in enumerate(read):
+            waiting[index] = row
+            yield row.values
 
     with _sink(options.output) as sink:
         try:
             for prediction in predictor.stream(remembered()):
-                line = {**kept[prediction.index], **prediction.to_dict()}
-                kept[prediction.index] = {}  # written: memory stays flat
+                values = waiting.pop(prediction.index).values  # written and forgotten: memory stays flat
+                line = {name: values[name] for name in columns} | prediction.to_dict()
                 sink.write(json.dumps(line, ensure_ascii=False) + "\n")
         except UserError as error:
-            raise UserError(
-                f"{options.input or '--text'}, {error}" if str(error).startswith("row ") else str(error)
-            ) from error
+            raise UserError(_with_line(str(error), options.input, waiting)) from error
     if predictor.truncated:
-        print(f"note: {predictor.truncated} texts were longer than the model takes and were cut", file=sys.stderr)
+        print(
+            f"note: texts longer than {predictor.model.data.max_length} tokens were cut: {predictor.truncated}",
+            file=sys.stderr,
+        )
+
+
+def _rows(options: argparse.Namespace, columns: list[str]) -> Iterator[Row]:
+    from llm_arch.cli.rows import rows_of
+    from llm_arch.data.sources import Row
+
+    if options.input:
+        return rows_of(options.input)
+    if len(columns) > 1:
+        raise UserError(f"this model takes {' and '.join(columns)}; give them as columns of a file with --input")
+    for number, text in enumerate(options.text, start=1):
+        if not text.strip():
+            raise UserError(f"--text: text {number} is empty; leave it out")
+    return (Row(i, {columns[0]: text}) for i, text in enumerate(options.text, start=1))
+
+
+def _with_line(message: str, name: str | None, rows: Mapping[int, Row]) -> str:
+    """Name the line of the file instead of the number of the row."""
+    found = re.match(r"row (\d+):? (.*)", message)
+    if not found or int(found[1]) - 1 not in rows:
+        return message
+    return f"{name or '--text'}, line {rows[int(found[1]) - 1].line}: {found[2]}"
 
 
 @contextmanager

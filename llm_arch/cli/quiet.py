@@ -8,6 +8,8 @@ import warnings
 
 def quiet() -> None:
     """Hide advertising and notes that a user can do nothing about; warnings about the run itself stay."""
+    import lightning.pytorch  # noqa: F401 - sets its loggers' levels when it is imported, so that must come first
+
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from llm_arch.cli.predict import parse
+from llm_arch.types import UserError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,13 +47,17 @@ def run(arguments: list[str]) -> None:
     from llm_arch.inference.directory import load
     from llm_arch.trainer import Trainer
 
+    if options.output and Path(options.output).is_dir():
+        raise UserError(f"--output {options.output} is a directory; name a file")
+    console = report.console()
     model = load(options.model, trust=tuple(options.trust))
     data = model.data_for(test=options.data)
-    trainer = Trainer(logger=False, enable_checkpointing=False, devices=1)
+    trainer = Trainer(
+        logger=False, enable_checkpointing=False, devices=1, enable_progress_bar=console.is_terminal
+    )
     task = model.task()
     found = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {name.partition("/")[2]: float(value) for name, value in found.items()}
-    console = report.console()
     console.print(report.data_table(data))
     if task.report:
         console.print(report.per_label(task.report))

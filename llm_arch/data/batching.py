@@ -85,7 +85,7 @@ def shuffled(lengths: Indices, seed: int, epoch: int, group: int | None = None) 
 
 
 def split_to(batches: list[Indices], count: int, lengths: Indices) -> list[Indices]:
-    """Split the largest batches until there are `count`: nothing dropped, nothing doubled."""
+    """Split the largest batches, or join the smallest, until there are `count`: nothing dropped, nothing doubled."""
     batches = list(batches)
     units = sum(len(b) for b in batches)
     if count > units:
@@ -95,7 +95,21 @@ def split_to(batches: list[Indices], count: int, lengths: Indices) -> list[Indic
         largest = int(np.argmax(tokens))
         whole = batches[largest]
         batches[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    while len(batches) > count:
+        smallest, next_smallest = np.argsort([int(lengths[b].sum()) for b in batches], kind="stable")[:2]
+        batches[next_smallest] = np.concatenate([batches[next_smallest], batches[smallest]])
+        del batches[smallest]
     return batches
+
+
+def micro_batch_count(batches: int, units: int, multiple: int) -> int:
+    """The smallest multiple that is at least `batches`; the largest that `units` can fill where they are too few.
+
+    The second happens when nearly every batch is a single unit: a few batches then exceed their limits by one unit,
+    since nothing may be dropped or repeated.
+    """
+    count = round_up(batches, multiple)
+    return count if count <= units else max(units // multiple, 1) * multiple
 
 
 def round_up(count: int, multiple: int) -> int:
@@ -137,7 +151,8 @@ class TrainingPlan:
         """Micro-batches an epoch, over all ranks."""
         # Cut by count alone, every epoch has equally many; by tokens, the longest decides.
         planned = 1 if self.cut.max_tokens is None else max(1, min(self.epochs, PLANNED_EPOCHS))
-        return round_up(max(len(self._batches(e)) for e in range(planned)), self.multiple)
+        most = max(len(self._batches(e)) for e in range(planned))
+        return micro_batch_count(most, len(self.cut.lengths), self.multiple)
 
     def epoch(self, epoch: int, count: int) -> list[Indices]:
         """The batches of one epoch, exactly `count` of them."""
@@ -150,7 +165,7 @@ def evaluation_plan(cut: Cut, ranks: int) -> list[Indices]:
     batches = cut(order)
     if len(cut.lengths) < ranks:
         raise UserError(f"{len(cut.lengths)} rows can't be spread over {ranks} ranks: use fewer ranks or more rows")
-    return split_to(batches, round_up(len(batches), ranks), cut.lengths)
+    return split_to(batches, micro_batch_count(len(batches), len(cut.lengths), ranks), cut.lengths)
 
 
 def padding_share(batches: list[Indices], lengths: Indices) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -71,10 +72,11 @@ class TextClassificationData(DataModule):
                 return f"{column!r} is empty; fix the row"
         if labelled:
             label = values[self.label_column]
-            if isinstance(label, dict | float) and not isinstance(label, bool):
-                return f"{self.label_column!r} holds {label!r}, which is no label; fix the row"
-            if not isinstance(label, list) and not str(label).strip():
-                return f"{self.label_column!r} is empty; fix the row"
+            for one in label if isinstance(label, list) else [label]:
+                if one is None or isinstance(one, dict | list | float):
+                    return f"{self.label_column!r} holds {one!r}, which is no label; fix the row"
+                if not str(one).strip():
+                    return f"{self.label_column!r} is empty; fix the row"
         return None
 
     def texts(self, values: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -89,7 +91,7 @@ class TextClassificationData(DataModule):
     def _labels(self, values: Mapping[str, Any]) -> list[str]:
         cell = values[self.label_column]
         if isinstance(cell, list):
-            return list(dict.fromkeys(str(label) for label in cell))
+            return list(dict.fromkeys(str(label).strip() for label in cell))
         if self.label_delimiter is not None:
             parts = (part.strip() for part in str(cell).split(self.label_delimiter))
             return list(dict.fromkeys(filter(None, parts)))
@@ -154,6 +156,8 @@ _SEVERAL = " several"
 
 def _by_number(name: str) -> tuple[int, float, str]:
     try:
-        return 0, float(name), name
+        value = float(name)
     except ValueError:
-        return 1, 0.0, name
+        value = math.nan
+    # "nan" and "inf" are numbers to Python, but words to whoever named a label so.
+    return (0, value, name) if math.isfinite(value) else (1, 0.0, name)

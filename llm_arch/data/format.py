@@ -20,7 +20,7 @@ from llm_arch.data.tokenizers import fingerprint, load_tokenizer
 from llm_arch.types import Configured, LabelSpace, UserError
 
 # Raise when the meaning of stored rows changes: older caches are then made anew.
-_STORE_VERSION = 1
+_STORE_VERSION = 2
 _CHUNK = 1000
 _KEPT_BAD_ROWS = 10_000
 
@@ -45,7 +45,7 @@ class RowFormat(Configured, ABC):
         self.language = language
         self.on_bad_row = on_bad_row
         self.cache = cache
-        self._stored: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._stored: dict[tuple[str, bool], tuple[Any, dict[str, Any]]] = {}
 
     @property
     @abstractmethod
@@ -139,7 +139,7 @@ class RowFormat(Configured, ABC):
                 for name in self.schema:
                     columns[name] = [k[name] for k in kept]
                 columns["line"] = [row.line for row in good]
-                columns["key"] = [key_of({"text": pair})[:16] for pair in pairs]
+                columns["key"] = [_text_key(pair) for pair in pairs]
                 facts["rows"] += len(good)
                 facts["truncated"] += cut
                 facts["tokens"] += sum(map(len, columns["input_ids"]))
@@ -166,8 +166,8 @@ class RowFormat(Configured, ABC):
         Raises:
             UserError: naming the source and what is wrong with it.
         """
-        if source_name in self._stored:
-            return self._stored[source_name]
+        if (source_name, labelled) in self._stored:
+            return self._stored[source_name, labelled]
         source = Source(source_name, self.language)
         parts = {
             "version": _STORE_VERSION,
@@ -179,7 +179,7 @@ class RowFormat(Configured, ABC):
             "tokenizer": fingerprint(self.tokenizer),
         }
         types = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), **self.schema}
-        schema = pa.schema([*types.items(), ("line", pa.int64()), ("key", pa.string())])
+        schema = pa.schema([*types.items(), ("line", pa.int64()), ("key", pa.int64())])
         rows, facts = stored(self.cache / "data", key_of(parts), schema, partial(self._read, source, labelled))
         if facts["bad"] and self.on_bad_row == "error":  # stored by an earlier run that skipped them
             line, fault = facts["bad"][0]
@@ -187,7 +187,7 @@ class RowFormat(Configured, ABC):
         if facts["rows"] == 0:
             skipped = f" ({facts['bad_rows']} bad rows were skipped)" if facts["bad_rows"] else ""
             raise UserError(f"{source_name} has no rows to use{skipped}; add some, or name another file")
-        self._stored[source_name] = rows, facts
+        self._stored[source_name, labelled] = rows, facts
         return rows, facts
 
 
@@ -214,6 +214,11 @@ def _check_columns(source: str, needed: list[str], found: Mapping[str, Any]) -> 
                 f"{source} has no column {name!r}; it has: {', '.join(map(str, found))}. "
                 f"Name yours with --data.text_column, --data.label_column and the like"
             )
+
+
+def _text_key(pair: tuple[str, str | None]) -> int:
+    """Equal for equal texts; 64 bits, so that a column of them stays small."""
+    return int.from_bytes(hashlib.sha256(repr(pair).encode(errors="surrogatepass")).digest()[:8], "big", signed=True)
 
 
 def _code_of(kind: type) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from llm_arch.types import UserError
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 EMBEDDED = "smart_home"
 _SPLITS = ("train", "validation", "test")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Row(NamedTuple):
@@ -42,10 +44,10 @@ class Source:
         if not self.is_file:
             return
         path = Path(name).expanduser()
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"{name}: the file name must end in {', '.join(SUFFIXES)}")
         if path.is_dir():
             raise UserError(f"{name} is a directory; name a file")
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"{name}: the file name must end in {', '.join(SUFFIXES)}")
         if not path.exists():
             raise UserError(f"{name}: no such file")
 
@@ -87,7 +89,8 @@ class Source:
         try:
             loaded = datasets.load_dataset(name, *rest[:-1], split=rest[-1])
         except ValueError as error:
-            raise UserError(f"{self.name}: {str(error).splitlines()[0]}") from error
+            said = str(error).splitlines() or [type(error).__name__]
+            raise UserError(f"{self.name}: {said[0]}") from error
         except Exception as error:  # the hub client raises many kinds of network errors
             raise UserError(
                 f"{self.name}: the hub could not provide this set ({type(error).__name__}); "
@@ -100,9 +103,10 @@ class Source:
         from datasets import ClassLabel
 
         loaded = self._hub()
-        names = {column: kind.names for column, kind in loaded.features.items() if isinstance(kind, ClassLabel)}
+        kinds = {column: getattr(kind, "feature", kind) for column, kind in loaded.features.items()}
+        names = {column: kind.names for column, kind in kinds.items() if isinstance(kind, ClassLabel)}
         for values in loaded:
-            yield values | {c: names[c][values[c]] for c in names if isinstance(values[c], int) and values[c] >= 0}
+            yield values | {column: _named(values[column], names[column]) for column in names}
 
     def _embedded(self) -> list[dict[str, Any]]:
         split = self.name.partition(":")[2] or "train"
@@ -131,6 +135,12 @@ def with_splits(train: str | None, validation: str | None, test: str | None) -> 
     return {split: name for split, name in named.items() if name}
 
 
+def _named(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return names[value] if isinstance(value, int) and value >= 0 else value
+
+
 def _undecodable(values: list[str]) -> bool:
     # Bytes that are not UTF-8 were read as lone surrogates.
     return any("\udc80" <= c <= "\udcff" for value in values for c in value if c >= "\ud800")
@@ -153,6 +163,8 @@ def _delimited(path: Path) -> Iterator[Row]:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
+                if header is None:
+                    raise UserError(f"{path}, line {line}: the header is not valid csv ({error})") from error
                 yield Row(line, {}, f"is not valid csv ({error})")
                 line = reader.line_num + 1
                 continue
@@ -160,6 +172,8 @@ def _delimited(path: Path) -> Iterator[Row]:
                 return
             if cells and header is None:
                 header = cells
+                if _undecodable(header):
+                    raise UserError(f"{path}, line {line}: the header is not valid UTF-8; save the file as UTF-8")
                 if len(set(header)) != len(header):
                     raise UserError(f"{path}, line {line}: the header names a column twice: {', '.join(header)}")
             elif cells and header is not None:
@@ -179,16 +193,30 @@ def _jsonl(path: Path) -> Iterator[Row]:
             if not raw.strip():
                 continue
             try:
-                values = json.loads(raw.decode("utf-8-sig"))
+                values = json.loads(raw.rstrip().decode("utf-8-sig"))
             except UnicodeDecodeError:
                 yield Row(line, {}, "is not valid UTF-8; save the file as UTF-8")
             except json.JSONDecodeError as error:
                 yield Row(line, {}, f"is not valid JSON ({error.msg} at column {error.colno})")
             except RecursionError:
                 yield Row(line, {}, "is nested too deeply")
+            except ValueError:  # thousands of digits
+                yield Row(line, {}, "holds a number that is too long")
             else:
-                fault = None if isinstance(values, dict) else "is not a JSON object; write one object a line"
+                fault = None
+                if not isinstance(values, dict):
+                    fault = "is not a JSON object; write one object a line"
+                elif _SURROGATE.search(raw) and not _encodable(values):
+                    fault = "holds half a character (a lone surrogate such as \\ud83d); fix the row"
                 yield Row(line, values if fault is None else {}, fault)
+
+
+def _encodable(values: dict[str, Any]) -> bool:
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet(path: Path) -> Iterator[Row]:

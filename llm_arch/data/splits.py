@@ -36,10 +36,9 @@ class Split:
         return len(self.lengths)
 
     def column(self, name: str) -> list[Any]:
-        """One column of the split, in order."""
-        values = self.rows.with_format("arrow")[name]
-        whole = values.to_pylist() if hasattr(values, "to_pylist") else list(values)
-        return whole if self.chosen is None else [whole[i] for i in self.chosen]
+        """One column of the split, in order, as Python values: for small splits."""
+        whole = self.rows.data.column(name)
+        return (whole if self.chosen is None else whole.take(self.chosen)).to_pylist()
 
 
 def lengths_of(rows: Any) -> Indices:
@@ -49,7 +48,7 @@ def lengths_of(rows: Any) -> Indices:
 
 def cut_off(train: Split, wanted: dict[str, float], seed: int) -> dict[str, Split]:
     """Cut shares off the training rows; rows of equal text stay on one side."""
-    keys, group_of_row = np.unique(np.asarray(train.column("key")), return_inverse=True)
+    keys, group_of_row = np.unique(train.rows.data.column("key").to_numpy(), return_inverse=True)
     if len(keys) <= len(wanted):
         raise UserError(
             f"{train.source} has {len(keys)} distinct texts, too few to cut off {' and '.join(wanted)} rows; "

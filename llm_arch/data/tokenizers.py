@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,4 +40,6 @@ def fingerprint(tokenizer: Any) -> str:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # set by earlier calls, and no part of what the tokenizer is
     backend.no_padding()
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    # What transformers keeps beside the backend: the end that is cut, which columns there are, what counts as unknown.
+    beside = [tokenizer.truncation_side, tokenizer.model_input_names, tokenizer.unk_token]
+    return hashlib.sha256(json.dumps([backend.to_str(), *beside]).encode()).hexdigest()

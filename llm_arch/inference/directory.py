@@ -87,7 +87,8 @@ def save(
         data.tokenizer.save_pretrained(folder)
         weights = {k: v.detach().cpu().contiguous() for k, v in task.head.state_dict().items()}
         save_file(weights, folder / model_directory.HEAD)
-        head = model_directory.part(task.head.class_path, task.head.init_args, ("hidden_size", "label_space"))
+        given = tuple(task.head.init_args)[:2]  # the hidden size and the labels, whatever the head calls them
+        head = model_directory.part(task.head.class_path, task.head.init_args, given)
         head["init_args"] |= {"pooling": task.backbone.pooling} if head["init_args"].get("pooling", 0) is None else {}
         record = {
             "task": type(task.head).__name__,

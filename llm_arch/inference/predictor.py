@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -40,6 +41,8 @@ class Predictor:
         batch_tokens: int = 4096,
         trust: tuple[str, ...] = (),
     ) -> None:
+        if batch_tokens < 1:
+            raise UserError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.model = model if isinstance(model, Model) else load(model, trust=trust)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cpu":
@@ -105,7 +108,10 @@ def predict(trainer: L.Trainer, task: Task, data: DataModule) -> list[Prediction
         task: the task.
         data: a data module with `predict` rows.
     """
-    batches = trainer.predict(task, datamodule=data) or []
+    with warnings.catch_warnings():
+        # Lightning can't see that the plan holds every row.
+        warnings.filterwarnings("ignore", message=".*custom batch sampler `PlannedBatches` for prediction.*")
+        batches = trainer.predict(task, datamodule=data) or []
     found = [p for batch in batches for p in batch]
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size

@@ -1,0 +1,298 @@
+"""A run that was interrupted and resumed ends bit for bit where the straight run ends."""
+
+import csv
+import math
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+
+from llm_arch.callbacks.checkpoint import Checkpoint
+from llm_arch.callbacks.early_stopping import EarlyStopping
+from llm_arch.data.classification import TextClassificationData
+from llm_arch.heads.classification import SequenceClassification
+from llm_arch.optim import AdamW, make_embeddings_sparse
+from llm_arch.task import Task
+from llm_arch.trainer import Trainer
+from llm_arch.types import LabelSpace
+
+EPOCHS = 3
+SEED = 11
+
+
+class Killed(Exception):
+    """The process went away."""
+
+
+class SaveAndDie(L.Callback):
+    """Saves as soon as some step has ended, then takes the process away."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise Killed
+
+
+class Die(L.Callback):
+    """Takes the process away in the middle of things, without saving."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+class Disturb(L.Callback):
+    """Draws random numbers where no one expects it."""
+
+    def on_validation_end(self, trainer, pl_module):
+        torch.rand(3)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        torch.rand(2)
+
+
+class Follow(L.Callback):
+    """What each micro-batch held, by (epoch, number)."""
+
+    def __init__(self):
+        self.rows, self.losses = {}, {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        place = trainer.current_epoch, batch_idx
+        self.rows[place] = batch.index.tolist()
+        self.losses[place] = float(outputs["loss"])
+
+
+class Run:
+    """One process: everything is built anew, as after a restart."""
+
+    def __init__(self, folder, train, tokenizer, *, callbacks=(), accumulation=1, frozen=False, data=None, **options):
+        L.seed_everything(SEED, verbose=False)
+        head = partial(SequenceClassification, dropout=0.3)
+        self.task = Task(
+            "tiny:bert", head, LabelSpace(("off", "on")), dropout=0.3, learning_rate=0.01, freeze=2 if frozen else "none"
+        )
+        # 21 training rows: an odd number of micro-batches, one of them split for accumulation.
+        self.data = TextClassificationData(
+            train, tokenizer=tokenizer, validation_fraction=0.25, **({"batch_size": 3} | (data or {}))
+        )
+        self.followed = Follow()
+        options = {"max_epochs": EPOCHS, "logger": False, "enable_progress_bar": False, **options}
+        if not any(isinstance(c, Checkpoint) for c in callbacks):
+            options["enable_checkpointing"] = False
+        self.trainer = Trainer(
+            accelerator="cpu",
+            precision="32-true",
+            accumulate_grad_batches=accumulation,
+            default_root_dir=str(folder),
+            callbacks=[*callbacks, self.followed, Disturb()],
+            **options,
+        )
+
+    def fit(self, checkpoint=None):
+        self.trainer.fit(self.task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        return self
+
+    def die(self, checkpoint=None):
+        with pytest.raises(Killed):
+            self.fit(checkpoint)
+        return self
+
+
+@pytest.fixture
+def run(rows, write_rows, tokenizer, tmp_path):
+    train = write_rows(rows(28), "train.jsonl")
+
+    def make(*callbacks, folder="run", **options):
+        options.setdefault("callbacks", callbacks)
+        return Run(tmp_path / folder, train, tokenizer, **options)
+
+    return make
+
+
+def tensors(values, prefix=""):
+    """All numbers of nested values, by name."""
+    if isinstance(values, dict):
+        return {k: v for key, value in values.items() for k, v in tensors(value, f"{prefix}.{key}").items()}
+    if isinstance(values, list | tuple):
+        return tensors(dict(enumerate(values)), prefix)
+    return {prefix: values}
+
+
+def assert_same(resumed, straight):
+    assert resumed.trainer.global_step == straight.trainer.global_step
+    weights, expected = resumed.task.state_dict(), straight.task.state_dict()
+    assert [name for name, value in expected.items() if not torch.equal(weights[name], value)] == []
+    states = [tensors(run.trainer.optimizers[0].state_dict()) for run in (resumed, straight)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[1].items():
+        same = torch.equal(states[0][name], value) if isinstance(value, torch.Tensor) else states[0][name] == value
+        assert same, name
+    for place, rows in resumed.followed.rows.items():
+        assert rows == straight.followed.rows[place], place
+        assert resumed.followed.losses[place] == straight.followed.losses[place], place
+
+
+VARIANTS = {
+    "by count": {},
+    "by tokens": {"data": {"batch_size": None, "max_tokens": 30}},
+    "grouped and padded": {"data": {"batch_size": 3, "group_by_length": True, "layout": "padded"}},
+    "clipped": {"gradient_clip_val": 0.05},
+    "validating within epochs": {"val_check_interval": 4},
+}
+
+
+@pytest.fixture
+def steps(run):
+    """Optimizer steps an epoch."""
+
+    def count(accumulation, **options):
+        probe = run(accumulation=accumulation, **options)
+        probe.trainer.strategy.connect(probe.task)
+        probe.data.trainer = probe.trainer
+        micro_batches = probe.data.training_plan().micro_batches()
+        assert micro_batches % accumulation == 0
+        return micro_batches // accumulation
+
+    return count
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_interrupted_anywhere(accumulation, run, steps, tmp_path):
+    epoch = steps(accumulation)
+    straight = run(accumulation=accumulation).fit()
+    assert straight.trainer.global_step == EPOCHS * epoch
+    assert straight.task.backbone.embeddings.sparse
+    # At the beginning, within epochs, at their ends and right after, and before the last step.
+    for step in (1, epoch - 1, epoch, epoch + 1, 2 * epoch - 2, 2 * epoch, EPOCHS * epoch - 1):
+        checkpoint = tmp_path / f"{step}.ckpt"
+        run(SaveAndDie(step, checkpoint), accumulation=accumulation).die()
+        resumed = run(accumulation=accumulation).fit(checkpoint)
+        assert_same(resumed, straight)
+        micro_batches = epoch * accumulation
+        done = {divmod(number, micro_batches) for number in range(step * accumulation)}
+        assert straight.followed.rows.keys() - resumed.followed.rows.keys() == done
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_interrupted_with_other_batches(options, run, steps, tmp_path):
+    epoch = steps(2, **options)
+    straight = run(accumulation=2, **options).fit()
+    # Drawn once and for all, so that a failure can be repeated.
+    for step in torch.randint(1, EPOCHS * epoch, (2,), generator=torch.Generator().manual_seed(len(options))).tolist():
+        checkpoint = tmp_path / f"{step}.ckpt"
+        run(SaveAndDie(step, checkpoint), accumulation=2, **options).die()
+        assert_same(run(accumulation=2, **options).fit(checkpoint), straight)
+
+
+def test_interrupted_twice(run, tmp_path):
+    straight = run().fit()
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    run(SaveAndDie(3, first)).die()
+    run(SaveAndDie(9, second)).die(first)
+    assert_same(run().fit(second), straight)
+
+
+def test_interrupted_with_a_worker(run, tmp_path):
+    """The worker fetches batches ahead of the training."""
+    straight = run().fit()
+    options = {"data": {"batch_size": 3, "num_workers": 1}, "max_epochs": EPOCHS}
+    checkpoint = tmp_path / "5.ckpt"
+    run(SaveAndDie(5, checkpoint), **options).die()
+    assert_same(run(**options).fit(checkpoint), straight)
+
+
+def test_interrupted_with_frozen_layers(run, tmp_path):
+    straight = run(frozen=True).fit()
+    checkpoint = tmp_path / "4.ckpt"
+    run(SaveAndDie(4, checkpoint), frozen=True).die()
+    resumed = run(frozen=True).fit(checkpoint)
+    assert_same(resumed, straight)
+    assert sum(p.requires_grad for p in resumed.task.backbone.parameters()) == 0
+
+
+def test_time_is_counted_in_resumed_runs(run, tmp_path):
+    checkpoint = tmp_path / "4.ckpt"
+    run(SaveAndDie(4, checkpoint)).die()
+    assert run().fit(checkpoint).task.train_seconds > 0
+
+
+def test_another_seed_would_end_elsewhere(run, tmp_path, monkeypatch):
+    straight = run().fit()
+    checkpoint = tmp_path / "4.ckpt"
+    run(SaveAndDie(4, checkpoint)).die()
+    resumed = run()
+    monkeypatch.setenv("PL_GLOBAL_SEED", str(SEED + 1))
+    resumed.fit(checkpoint)
+    with pytest.raises(AssertionError):
+        assert_same(resumed, straight)
+
+
+# With the checkpoints that every run writes
+
+
+def callbacks():
+    return Checkpoint(), EarlyStopping(patience=9)
+
+
+def logged(folder, name):
+    with (folder / "logs" / "metrics.csv").open(encoding="utf-8") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_resumed_from_the_last_checkpoint(run, tmp_path):
+    straight = run(*callbacks(), folder="straight").fit()
+    killed = run(*callbacks(), Die(step=10)).die()  # within the second epoch
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 7
+    resumed = run(*callbacks()).fit(last)
+    assert_same(resumed, straight)
+    assert min(resumed.followed.rows) == (1, 0)
+    assert killed.trainer.global_step == 10
+    for kind in ("checkpoint_callback", "early_stopping_callback"):
+        found, expected = (getattr(r.trainer, kind).state_dict() for r in (resumed, straight))
+        found.pop("current_score", None), expected.pop("current_score", None)  # that of this process
+        assert str(found).replace(f"{tmp_path}/run/", "") == str(expected).replace(f"{tmp_path}/straight/", "")
+    best = resumed.trainer.checkpoint_callback.best_model_path
+    assert torch.load(best, weights_only=True)["global_step"] % 7 == 0
+
+
+def test_checkpoints_within_epochs_are_whole_steps(run, tmp_path):
+    """A validation that falls between the micro-batches of a step waits for the step to end."""
+    options = {"accumulation": 2, "val_check_interval": 3}
+    straight = run(*callbacks(), folder="straight", **options).fit()
+    run(*callbacks(), Die(step=6), **options).die()
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] % 2 == 0
+    assert saved["global_step"] in range(5, 7)
+    assert_same(run(*callbacks(), **options).fit(last), straight)
+
+
+def test_checkpoint_holds_no_more_than_plain_values(run, tmp_path):
+    """`weights_only` refuses anything else."""
+    run(*callbacks()).fit()
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not saved.get("hyper_parameters")
+    assert saved["epoch"] == EPOCHS - 1
+
+
+def test_sparse_state_survives_saving():
+    """Row numbers above 2²⁴ would not survive a cast to the dtype of the weights."""
+    rows = (1 << 24) + 3
+    table = torch.nn.Embedding(rows, 1, dtype=torch.float32)
+    assert make_embeddings_sparse(table) == [""]
+    optimizer = AdamW(table.parameters(), lr=0.1, weight_decay=0.0)
+    table(torch.tensor([rows - 1, 2])).sum().backward()
+    optimizer.step()
+    other = AdamW(table.parameters(), lr=0.1, weight_decay=0.0)
+    other.load_state_dict(optimizer.state_dict())
+    assert sorted(other.state[table.weight]["rows"].tolist()) == [2, rows - 1]
+    assert math.isclose(float(other.state[table.weight]["step"]), 1)
