@@ -168,6 +168,8 @@ def resolve(class_path: str, kind: Any, trust: tuple[str, ...] = ()) -> Any:
         UserError: when the class is unknown, of another kind, or in a module that is neither part of this package,
             nor already imported, nor trusted.
     """
+    if not isinstance(class_path, str):
+        raise TypeError(f"class_path is {class_path!r}")
     module_name, _, name = class_path.rpartition(".")
     ours = module_name.split(".")[0] == "llm_arch"
     module = sys.modules.get(module_name)

@@ -24,8 +24,8 @@ from llm_arch.freezing import Freeze, freeze_backbone
 from llm_arch.seeding import mix, run_seed
 from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, LossTerm, Pooling, Prediction, UserError
 
-# The best learning rate falls with the width (µP; Yang et al. 2022): 1e-4 at 384 (chosen on validation rows of SST-2 and
-# Banking77), which makes 5e-5 at 768.
+# The best learning rate falls with the width (µP; Yang et al. 2022): 1e-4 at 384 (chosen on validation rows of SST-2
+# and Banking77), which makes 5e-5 at 768.
 _RATE_TIMES_WIDTH = 1e-4 * 384
 DEFAULT_WEIGHT_DECAY = 0.01
 
@@ -113,12 +113,20 @@ class Task(L.LightningModule):
 
     # Training
 
-    def on_train_start(self) -> None:
-        """Start the clock: a run resumed within an epoch does not start one."""
+    def on_train_epoch_start(self) -> None:
+        """Start the clock."""
         self._mark = time.perf_counter()
 
     # Validation and checkpoints are not training time: the clock starts anew after them.
-    on_train_epoch_start = on_validation_end = on_train_start
+    on_validation_end = on_train_epoch_start
+
+    def on_train_start(self) -> None:
+        """Start the clock (a run resumed within an epoch starts none), and let validation wait for steps to end."""
+        self._mark = time.perf_counter()
+        trainer, every, step = self.trainer, self.trainer.val_check_batch, self.trainer.accumulate_grad_batches
+        if every and every % step and every < trainer.num_training_batches:
+            # A checkpoint written within a step lacks the gradients that the step already has.
+            trainer.val_check_batch = min(math.ceil(every / step) * step, trainer.num_training_batches)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Count the time of a step and of loading its batch."""

@@ -45,7 +45,7 @@ class Trainer(L.Trainer):
         **options: Any,
     ) -> None:
         root = Path(default_root_dir or ".")
-        if logger is not False:
+        if logger is not False and not options.get("barebones"):
             given = [logger] if isinstance(logger, Logger) else list(logger) if isinstance(logger, list) else []
             has_csv = any(isinstance(one, CSVLogger) for one in given)
             logger = given if has_csv else [CSVLogger(root, name="logs", version=""), *given]
@@ -83,13 +83,15 @@ def _device_kind(accelerator: str) -> str:
 
 def _missing_callbacks(given: list[Callback], options: dict[str, Any]) -> list[Callback]:
     added: list[Callback] = []
+    if options.get("barebones"):
+        return added
 
     def lacks(kind: type) -> bool:
         return not any(isinstance(c, kind) for c in given)
 
     if options.get("enable_progress_bar", True) is not False and lacks(ProgressBar):
         added.append(RichProgressBar(refresh_rate=10))
-    if options.get("fast_dev_run") or options.get("barebones"):
+    if options.get("fast_dev_run"):
         return added
     if options.get("enable_checkpointing", True) is not False and lacks(LightningCheckpoint):
         added.append(Checkpoint())

@@ -75,11 +75,10 @@ class Run:
 
     def __init__(self, folder, train, tokenizer, *, callbacks=(), accumulation=1, frozen=False, data=None, **options):
         L.seed_everything(SEED, verbose=False)
-        head = partial(SequenceClassification, dropout=0.3)
-        self.task = Task(
-            "tiny:bert", head, LabelSpace(("off", "on")), dropout=0.3, learning_rate=0.01, freeze=2 if frozen else "none"
-        )
-        # 21 training rows: an odd number of micro-batches, one of them split for accumulation.
+        head, labels = partial(SequenceClassification, dropout=0.3), LabelSpace(("off", "on"))
+        freeze = 2 if frozen else "none"
+        self.task = Task("tiny:bert", head, labels, dropout=0.3, learning_rate=0.01, freeze=freeze)
+        # 7 batches of 3 rows: an odd number, so that one of them is split for accumulation.
         self.data = TextClassificationData(
             train, tokenizer=tokenizer, validation_fraction=0.25, **({"batch_size": 3} | (data or {}))
         )

@@ -234,13 +234,14 @@ def test_default_optimizer_and_schedule(data, tmp_path):
     assert type(optimizer) is AdamW
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     assert decays == {"decay": 0.01, "no_decay": 0.0, "embeddings": 0.0}
-    assert {group["initial_lr"] for group in optimizer.param_groups} == {2e-4}
+    rate = 1e-4 * 384 / 32  # by width: 1e-4 at 384
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [pytest.approx(rate)] * 3
     owned = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(owned) == sorted(id(p) for p in task.parameters())
     # 20 steps: two of warm-up, then a line that would reach 0 after the last.
     expected = [0.5, 1.0] + [1 - k / 18 for k in range(18)]
     for group in decays:
-        np.testing.assert_allclose(logged(tmp_path, f"lr-{group}"), np.array(expected) * 2e-4, rtol=1e-6)
+        np.testing.assert_allclose(logged(tmp_path, f"lr-{group}"), np.array(expected) * rate, rtol=1e-6)
 
 
 def test_own_learning_rate_decay_and_schedule(data, tmp_path):

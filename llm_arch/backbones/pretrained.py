@@ -89,7 +89,11 @@ class Pretrained(Backbone):
         self.why_padded: str | None = None
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            if not model.supports_gradient_checkpointing:
+                raise UserError(
+                    f"{self.config.model_type} can't recompute activations; leave gradient_checkpointing out"
+                )
+            model.activation_checkpointing_enable()
         if self.config.model_type not in _PROVEN:
             self._check_padded()
         if layout == "auto":
@@ -276,7 +280,10 @@ def _config_from(values: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def _model_arguments(config: PreTrainedConfig) -> dict[str, Any]:
-    """How to build a model: BERT's pooling layer is never used here, and a parameter without gradient breaks distributed training."""
+    """How transformers shall build a model.
+
+    BERT's pooling layer is never used here, and a parameter without gradient breaks distributed training.
+    """
     if _is_foreign(config):
         return {"trust_remote_code": True}
     if type(config) not in MODEL_MAPPING:

@@ -22,7 +22,7 @@ def monitor_of(module: L.LightningModule, monitor: str | None, mode: str | None)
 
 
 def validates(trainer: L.Trainer) -> bool:
-    """Whether there are validation rows to follow."""
+    """Whether there are validation rows to follow, and they are looked at."""
     data = getattr(trainer, "datamodule", None)
     splits = getattr(data, "splits", None)
-    return splits is None or "validation" in splits
+    return trainer.limit_val_batches != 0 and (splits is None or "validation" in splits)

@@ -29,6 +29,7 @@ _PLAIN = {
     "Sequence": "a list",
     "dict": "a mapping",
 }
+_TRUTHS = ("True", "False")
 # What jsonargparse also would have taken, but nobody who made the mistake has meant.
 _NOT_MEANT = ("NoneType", "path", "dot")
 
@@ -69,7 +70,20 @@ def _explain(message: str, known: list[str], kinds: Mapping[str, type]) -> tuple
         return key, f"unknown key {key}{_near(key, known)}"
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message) or _OPTION.search(message):
         return _unknown(found[1], owner, message, known)
+    if " is abstract" in message or "must include a class_path" in message:
+        return owner, (
+            f"nothing has said yet which class {owner} is (class_path); begin with a config that does, "
+            "such as -c task/text_classification, and put overlays and options after it"
+        )
+    if owner == "model.label_space":
+        return owner, "model.label_space comes from the data; leave it out, or list the names under data.labels"
     if found := _NO_CLASS.search(message) or _CLASS.search(message) or _GIVEN.search(message):
+        if nested := _NESTED.search(message) if _NO_CLASS.search(message) else None:
+            key = f"{owner}.{nested[1]}"
+            return key, (
+                f"{key} can't be set, since {owner} is {found[1]!r} and takes no arguments; "
+                f"name a class with {owner}.class_path first"
+            )
         trouble = _class_trouble(found[1], owner, message, kinds.get(owner))
         if trouble:
             return owner, trouble
@@ -89,21 +103,18 @@ def _unknown(option: str, owner: str, message: str, known: list[str]) -> tuple[s
 
 def _class_trouble(name: str, owner: str, message: str, kind: type | None) -> str | None:
     """Why a class can't be used, or None when the message is about something else."""
-    if nested := _NESTED.search(message) if _NO_CLASS.search(message) else None:
-        return (
-            f"{owner}.{nested[1]} can't be set, since {owner} is {name!r} and takes no arguments; "
-            f"name a class with {owner}.class_path first"
-        )
     if wrong := _WRONG_CLASS.search(message):
         return f"{owner}: {wrong[1] or name} is no {wrong[2] or wrong[3]}; name a class that is one"
     reason = _NO_IMPORT.search(message)
     if not (reason or _NO_CLASS.search(message) or "can't be imported" in message):
         return None
-    because = f" ({reason[0]})" if reason and name.rpartition(".")[0] not in reason[0].split("'") else ""
+    module = name.rpartition(".")[0]
+    if reason and reason[0].startswith(("No module", "cannot")) and not module.startswith(reason[0].split("'")[1]):
+        return f"{owner}: {name} can't be imported: {reason[0]}; install what it needs, or mend the module"
     near = get_close_matches(name.rpartition(".")[2], _subclasses(kind), n=1, cutoff=0.6) if kind else []
     if near:
-        return f"{owner}: found no class {name}{because}; did you mean {near[0]}?"
-    return f"{owner}: {name} can't be imported{because}; give module and class, such as my_module.MyClass"
+        return f"{owner}: found no class {name}; did you mean {near[0]}?"
+    return f"{owner}: {name} can't be imported; give module and class, such as my_module.MyClass"
 
 
 def _wrong_value(key: str, message: str) -> tuple[str, str]:
@@ -120,7 +131,9 @@ def _wrong_value(key: str, message: str) -> tuple[str, str]:
         hint = f"; did you mean {near[0]}?" if near else ""
         return key, f"{key}: {value!r} is none of {', '.join(choices)}{hint}"
     expected = [c for w in wanted for c in _choices(w) or [_PLAIN.get(_short(w), _short(w))]]
-    return key, f"{key}: expected {', '.join(expected[:-1])}{' or ' if expected[1:] else ''}{expected[-1]}, got {value!r}"
+    alternatives = " or ".join(filter(None, [", ".join(expected[:-1]), expected[-1]]))
+    quote = "; quote it, since YAML reads yes, no, on and off so" if "text" in expected and value in _TRUTHS else ""
+    return key, f"{key}: expected {alternatives}, got {value!r}{quote}"
 
 
 def constructor_error(error: BaseException) -> str:
@@ -130,7 +143,9 @@ def constructor_error(error: BaseException) -> str:
         found = found.__cause__ or found.__context__
     if found is None:
         found = error
-        while found.__cause__ is not None and str(found).startswith(("Does not validate", "Parser key", "Problem with")):
+        while found.__cause__ is not None and str(found).startswith(
+            ("Does not validate", "Parser key", "Problem with")
+        ):
             found = found.__cause__
     return " ".join(str(found).split())
 
@@ -172,7 +187,10 @@ def _near(key: str, known: list[str], dashes: str = "") -> str:
 
 
 def _subclasses(kind: type) -> list[str]:
-    below = [k for direct in kind.__subclasses__() for k in [direct.__name__, *_subclasses(direct)]]
+    below: list[str] = []
+    direct: type
+    for direct in type.__subclasses__(kind):
+        below += [direct.__name__, *_subclasses(direct)]
     return sorted({name for name in below if not name.startswith("_")})
 
 

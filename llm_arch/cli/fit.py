@@ -68,7 +68,8 @@ def run(arguments: list[str]) -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
-    from llm_arch.cli.fit_run import FitRun, parse
+    from llm_arch.cli.fit_parser import parse
+    from llm_arch.cli.fit_run import FitRun
 
     cli = parse(["--help" if a == "--help-all" else a for a in arguments], places)
     given = cli.config
@@ -104,7 +105,8 @@ def find_configs(arguments: list[str]) -> tuple[list[str], list[str], list[Path]
         files.append(configs.find(name))
         found.append(f"--config={files[-1]}")
     # A bare switch reads better than a value; the parser wants the value.
-    for i, (argument, after) in enumerate(zip(found, [*found[1:], ""], strict=True)):
+    for i, argument in enumerate(found):
+        after = found[i + 1] if i + 1 < len(found) else ""
         if argument == "--overwrite" and after.lower() not in ("true", "false"):
             found[i] = "--overwrite=true"
     return found, names, files

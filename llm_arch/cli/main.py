@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -60,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except BrokenPipeError:  # `llm-arch predict … | head`
-        sys.stderr.close()
+        with suppress(OSError, ValueError):  # what is still buffered has nobody to read it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
         print("llm-arch: interrupted", file=sys.stderr)

@@ -24,6 +24,8 @@ _OWN = (
     "logs",
     "wandb",
 )
+# Where an earlier run lies until the one that replaces it has begun.
+_ASIDE = ".earlier"
 # Lightning starts the other ranks with the same command line: they must find the first one's directory.
 _CHOSEN = "LLM_ARCH_OUTPUT"
 
@@ -53,19 +55,38 @@ def check(output: Path, overwrite: bool, resume: str | None) -> None:
     )
 
 
-def clear(output: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
+def set_aside(output: Path) -> None:
+    """Put what an earlier run wrote, and nothing else, where it can be brought back from."""
+    forget(output)
+    own = [output / name for name in _OWN if (output / name).exists()]
+    if own:
+        (output / _ASIDE).mkdir()
+    for path in own:
+        path.rename(output / _ASIDE / path.name)
+
+
+def forget(output: Path) -> None:
+    """Remove what was set aside: the new run has begun."""
+    shutil.rmtree(output / _ASIDE, ignore_errors=True)
+
+
+def undo(output: Path, made: list[Path]) -> None:
+    """Remove what a run wrote that ended before its first step, and bring back what it set aside.
+
+    Args:
+        output: the directory.
+        made: the folders that the run made, innermost first.
+    """
     for name in _OWN:
         path = output / name
         if path.is_dir():
             shutil.rmtree(path)
         elif path.exists():
             path.unlink()
-
-
-def undo(output: Path, made: list[Path]) -> None:
-    """Remove what a run wrote that ended before its first step, and the folders it made."""
-    clear(output)
+    aside = output / _ASIDE
+    for path in aside.iterdir() if aside.is_dir() else ():
+        path.rename(output / path.name)
+    forget(output)
     for folder in made:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

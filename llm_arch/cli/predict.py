@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from llm_arch.cli.options import parse
 from llm_arch.types import UserError
 
 if TYPE_CHECKING:
@@ -119,13 +120,3 @@ def _sink(name: str | None) -> Iterator[TextIO]:
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Parse, with mistakes as one sentence."""
-
-    def complain(message: str) -> None:
-        raise UserError(f"{message}; see {parser.prog} --help")
-
-    parser.error = complain  # type: ignore[method-assign, assignment]
-    return parser.parse_args(arguments)

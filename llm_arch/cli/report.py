@@ -1,45 +1,94 @@
-"""What a person sees of a run: the data, the plan, before and after, and every label."""
+"""What a person sees of a run: the data, the plan, before and after, every label, and what to do next."""
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from llm_arch.data.module import DataModule
 from llm_arch.data.splits import Split
+from llm_arch.task import Task
 
+WIDTH = 100
 _LISTED_LABELS = 50
+_EXAMPLE_LENGTH = 80
 
 
 def console() -> Console:
-    """Where reports go; wide enough for tables when nobody is watching."""
+    """Where reports go; of a fixed width when nobody is watching."""
     made = Console()
-    return made if made.is_terminal else Console(width=120)
+    return made if made.is_terminal else Console(width=WIDTH)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+class EpochLines(Callback):
+    """A line an epoch, for logs; a terminal has the progress bar.
+
+    Args:
+        console: where to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what was logged last."""
+        if not trainer.is_global_zero:
+            return
+        shown = [f"{name} {float(value):.4f}" for name, value in trainer.progress_bar_metrics.items()]
+        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        seconds = f"{time.perf_counter() - self.started:.1f} s"
+        self.console.print(
+            f"epoch {trainer.current_epoch + 1}{of}: {', '.join([*shown, seconds])}", highlight=False, soft_wrap=True
+        )
 
 
 def data_table(data: DataModule) -> Table:
     """A row a split: rows, lengths, what was cut, and how far the text is from the tokenizer's."""
-    table = Table(title="data", title_justify="left")
-    for name in ("split", "rows", "tokens a row", "longest", "cut at max_length", "unknown", "tokens a word", "source"):
-        table.add_column(name, justify="left" if name in ("split", "source") else "right")
+    table = _table("data")
+    for name in (
+        "split",
+        "rows",
+        "tokens/row",
+        "longest",
+        f"over {data.max_length}",
+        "unknown",
+        "tokens/word",
+        "source",
+    ):
+        table.add_column(name, justify="left" if name in ("split", "source") else "right", overflow="fold")
     for split in data.splits.values():
         facts = split.facts
+        # Counted while reading, rows cut off for other splits included: said once, with the training rows.
+        counted = (
+            f"{facts['truncated']:,} ({facts['truncated'] / facts['rows']:.1%})",
+            f"{facts['unknown'] / max(1, facts['tokens']):.2%}",
+            f"{facts['tokens'] / max(1, facts['words']):.2f}",
+        )
+        cut_off = split.chosen is not None and split.name != "train"
         table.add_row(
             split.name,
             f"{len(split):,}",
             f"{split.lengths.mean():.1f}",
             str(split.lengths.max()),
-            f"{facts['truncated']:,} ({facts['truncated'] / facts['rows']:.1%})",
-            f"{facts['unknown'] / max(1, facts['tokens']):.2%}",
-            f"{facts['tokens'] / max(1, facts['words']):.2f}",
-            split.source
-            if split.chosen is None
-            else f"cut off {split.source}"
-            if split.name != "train"
-            else split.source,
+            *(("", "", "") if cut_off else counted),
+            f"cut off {split.source}" if cut_off else split.source,
         )
     return table
 
@@ -68,7 +117,7 @@ def plan_line(data: DataModule) -> str:
 
 def before_after(before: Mapping[str, float] | None, after: Mapping[str, float], split: str) -> Table:
     """The metrics side by side."""
-    table = Table(title=f"{split} split", title_justify="left")
+    table = _table(f"{split} split")
     table.add_column("metric")
     if before:
         table.add_column("before", justify="right")
@@ -81,16 +130,53 @@ def before_after(before: Mapping[str, float] | None, after: Mapping[str, float],
 def per_label(report: Mapping[str, Mapping[str, Any]]) -> Table:
     """Precision, recall and F1 of every label that occurs, the weakest first."""
     seen = {name: row for name, row in report.items() if row["support"]}
-    table = Table(title="by label, weakest first", title_justify="left")
-    table.add_column("label")
+    table = _table("by label, weakest first")
+    table.add_column("label", overflow="fold")
     for name in ("precision", "recall", "f1", "rows"):
         table.add_column(name, justify="right")
     for name, row in sorted(seen.items(), key=lambda item: item[1]["f1"])[:_LISTED_LABELS]:
         numbers = [f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
         table.add_row(name, *numbers, f"{row['support']:,}")
-    if len(seen) > _LISTED_LABELS:
-        table.caption = f"{len(seen) - _LISTED_LABELS} better ones not shown; per_label.json has all"
-    absent = len(report) - len(seen)
-    if absent:
-        table.caption = (f"{table.caption}; " if table.caption else "") + f"{absent} labels do not occur in this split"
+    more, absent = len(seen) - _LISTED_LABELS, len(report) - len(seen)
+    captions = [f"{more} better ones not shown; per_label.json has all"] if more > 0 else []
+    captions += [f"{absent} labels do not occur in this split"] if absent else []
+    table.caption = "; ".join(captions) or None
     return table
+
+
+def say_results(console: Console, task: Task, data: DataModule, metrics: dict[str, Any], model: Path) -> None:
+    """Print what came out of a run, and the command to try next."""
+    split = metrics["split"]
+    if split is None:
+        console.print("nothing was measured: there are no test or validation rows")
+    else:
+        if task.report:
+            console.print(per_label(task.report))
+        console.print(before_after(metrics["before"], metrics["after"], split))
+        if split == "validation":
+            console.print("no test rows: measured on the validation rows, which also chose the best state")
+    train = metrics["train"]
+    console.print(
+        f"trained in {train['seconds']:.1f} s: {train['samples_per_second']:,.0f} rows/s, "
+        f"{train['tokens_per_second']:,.0f} tokens/s",
+        highlight=False,
+    )
+    console.print(f"\nsaved: {model}\ntry:", highlight=False, soft_wrap=True)
+    print(f"  {next_command(data, split, model)}")
+
+
+def next_command(data: DataModule, split: str | None, model: Path) -> str:
+    """A `predict` command that can be pasted into a shell."""
+    columns = [name for name, always in data.columns.items() if always]
+    if len(columns) > 1:
+        return f"{shlex.join(['llm-arch', 'predict', '--model', str(model)])} --input FILE.jsonl"
+    return shlex.join(["llm-arch", "predict", "--model", str(model), "--text", _example(data, split) or "your text"])
+
+
+def _example(data: DataModule, split: str | None) -> str | None:
+    """A short text of the split, or None."""
+    if split is None or "text" not in data.schema:
+        return None
+    rows, chosen = data.split(split).rows, data.split(split).chosen
+    text = str(rows[0 if chosen is None else int(chosen[0])]["text"])
+    return text if len(text) <= _EXAMPLE_LENGTH and text.isprintable() and not text.startswith("-") else None

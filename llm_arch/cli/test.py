@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llm_arch.cli.predict import parse
+from llm_arch.cli.options import parse
 from llm_arch.types import UserError
 
 
@@ -52,9 +52,7 @@ def run(arguments: list[str]) -> None:
     console = report.console()
     model = load(options.model, trust=tuple(options.trust))
     data = model.data_for(test=options.data)
-    trainer = Trainer(
-        logger=False, enable_checkpointing=False, devices=1, enable_progress_bar=console.is_terminal
-    )
+    trainer = Trainer(logger=False, enable_checkpointing=False, devices=1, enable_progress_bar=console.is_terminal)
     task = model.task()
     found = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {name.partition("/")[2]: float(value) for name, value in found.items()}

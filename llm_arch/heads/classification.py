@@ -180,5 +180,5 @@ def _class_weights(weights: Literal["balanced"] | dict[str, float] | None, label
         raise UserError(f"class_weights must be balanced or a mapping from label to weight, got {weights!r}")
     if labels.counts is None:
         raise UserError("class_weights: balanced needs label counts, which only training data gives")
-    counts_C = torch.tensor(labels.counts, dtype=torch.float).clamp(min=1)
-    return counts_C.sum() / (len(labels) * counts_C)
+    counts_C = torch.tensor(labels.counts, dtype=torch.float)
+    return counts_C.sum() / (len(labels) * counts_C.clamp(min=1))

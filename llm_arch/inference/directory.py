@@ -129,6 +129,8 @@ def load(directory: str | Path, *, trust: tuple[str, ...] = (), check: bool = Fa
     record = model_directory.read(directory)
     if check:
         model_directory.check_manifest(directory)
+    if not (directory / "tokenizer.json").is_file():  # transformers would make an empty one up
+        raise UserError(f"{directory} is damaged or incomplete (no tokenizer.json); fetch or train the model again")
     try:
         labels = LabelSpace.from_dict(record["label_space"])
         backbone = backbone_of(directory, record["backbone"], trust)

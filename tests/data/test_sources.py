@@ -166,7 +166,9 @@ def test_jsonl_faults_name_the_line_and_do_not_stop(read: Read) -> None:
 
 
 JSON = st.dictionaries(
-    st.text(max_size=4), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text(max_size=3)), max_size=3
+    st.text(max_size=4),
+    st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text(max_size=3)),
+    max_size=3,
 )
 
 
@@ -310,7 +312,9 @@ def test_without_a_network_the_error_says_what_to_do() -> None:
 
 
 def test_embedded_splits_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(notes=["a note"], splits={"train": [{"text": "a"}], "validation": [], "test": [{"text": "b"}]})
+    made = SimpleNamespace(
+        notes=["a note"], splits={"train": [{"text": "a"}], "validation": [], "test": [{"text": "b"}]}
+    )
     monkeypatch.setattr(module, "_made", lambda language: {"de": made}[language])
     source = Source("smart_home:test", "de")
     assert not source.is_file

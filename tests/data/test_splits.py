@@ -19,7 +19,9 @@ from llm_arch.types import UserError
 def split_of(keys: list[int], name: str = "train") -> Split:
     """Rows whose number of tokens is 1 + their place modulo 5."""
     tokens = [[7] * (1 + i % 5) for i in range(len(keys))]
-    rows = datasets.Dataset.from_dict({"input_ids": tokens, "key": keys, "text": [f"row {i}" for i in range(len(keys))]})
+    rows = datasets.Dataset.from_dict(
+        {"input_ids": tokens, "key": keys, "text": [f"row {i}" for i in range(len(keys))]}
+    )
     return Split(name, "rows.csv", rows, None, lengths_of(rows), {"rows": len(keys)})
 
 

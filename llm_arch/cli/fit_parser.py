@@ -1,0 +1,109 @@
+"""Reads the command line and configs of `llm-arch fit`, and builds what they name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+
+# Imported so that their keys and short names are known when one is misspelt.
+from llm_arch.cli.explain_error import constructor_error, explain, parameters_of
+from llm_arch.data.classification import TextClassificationData
+from llm_arch.data.module import DataModule
+from llm_arch.heads.classification import SequenceClassification
+from llm_arch.optim import Schedule
+from llm_arch.task import Task
+from llm_arch.trainer import Trainer
+from llm_arch.types import Backbone, Head, LossTerm, UserError
+
+_KINDS: dict[str, type] = {
+    "data": DataModule,
+    "model.backbone": Backbone,
+    "model.head": Head,
+    "model.optimizer": Optimizer,
+    "model.lr_scheduler": Schedule,
+    "model.loss_terms": LossTerm,
+    "trainer.callbacks": Callback,
+    "trainer.logger": Logger,
+}
+_OWN = ("output", "overwrite", "resume", "before", "seed_everything", "config", "print_config")
+_GROUPS = {"trainer": Trainer, "model": Task, "data": TextClassificationData, "model.head": SequenceClassification}
+
+
+class FitParser(LightningCLI):
+    """LightningCLI with the late facts linked in: labels from the data, the tokenizer from the backbone."""
+
+    places: Mapping[str, str] = {}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The keys of a run itself."""
+        parser.add_argument("--output", type=str | None, default=None, help="where everything goes")
+        parser.add_argument("--overwrite", type=bool, default=False, help="replace an earlier run in the output")
+        parser.add_argument("--resume", type=str | None, default=None, help="`auto`, or the path of a checkpoint")
+        parser.add_argument("--before", type=bool, default=True, help="measure before training too")
+        parser.link_arguments("data.label_space", "model.label_space", apply_on="instantiate")
+
+    def instantiate_classes(self) -> None:
+        """Wait: the output directory is not known yet."""
+
+    def build(self) -> tuple[Trainer, Task, DataModule]:
+        """Instantiate everything.
+
+        Raises:
+            UserError: what a constructor has to say about its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except argparse.ArgumentError as error:
+            raise UserError(explain(str(error), known_keys(), self.places, _KINDS)) from error
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(constructor_error(error)) from error
+        return self.trainer, self.model, self.datamodule  # type: ignore[return-value]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Name the group: Lightning's sentences need not."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {constructor_error(error)}") from error
+
+
+def parse(arguments: list[str], places: Mapping[str, str] | None = None) -> FitParser:
+    """Read command line and configs.
+
+    Args:
+        arguments: the command line, configs by file name.
+        places: where config files set each key, for messages.
+
+    Raises:
+        UserError: a mistake, as one sentence.
+    """
+    try:
+        cli = FitParser(
+            Task,
+            DataModule,
+            trainer_class=Trainer,
+            subclass_mode_data=True,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            # The optimizer is part of the model: keys of the same name beside it would bypass its parameter groups.
+            auto_configure_optimizers=False,
+            args=arguments,
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+        )
+    except argparse.ArgumentError as error:
+        raise UserError(explain(str(error), known_keys(), places, _KINDS)) from error
+    cli.places = places or {}
+    return cli
+
+
+def known_keys() -> list[str]:
+    """All keys that somebody could mean, those of the shipped data formats and heads included."""
+    return [*_OWN, *(f"{group}.{name}" for group, kind in _GROUPS.items() for name in parameters_of(kind))]

@@ -1,0 +1,55 @@
+"""The model card says what the model is, how good it is, and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_arch.inference.card import model_card
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {
+        "task": "SequenceClassification",
+        "label_space": {"names": ["off", "on"]},
+        "lineage": {"versions": {"llm_arch": "9.8.7", "torch": "2.13"}, "config": "runs/a/config.yaml", "seed": 3},
+        "metrics": {},
+    } | changes
+
+
+def test_title_commands_labels_and_lineage() -> None:
+    card = model_card(record(), Path("runs/a/model"))
+    lines = card.splitlines()
+    assert lines[0] == "# SequenceClassification, 2 labels"
+    assert "Written by llm_arch 9.8.7." in card
+    assert "llm-arch predict --model runs/a/model --text 'your text'" in lines
+    assert "llm-arch test --model runs/a/model --data your.csv" in lines
+    assert "Labels: `off`, `on`." in lines
+    assert lines[-3:] == ["- versions: llm_arch 9.8.7, torch 2.13", "- config: runs/a/config.yaml", "- seed: 3"]
+    assert card.endswith("\n")
+    assert "Results" not in card
+
+
+def test_many_labels_are_counted() -> None:
+    card = model_card(record(label_space={"names": [f"l{i}" for i in range(45)]}), Path("m"))
+    assert "`l39` and 5 more." in card
+    assert "`l40`" not in card
+
+
+def test_results_before_and_after() -> None:
+    metrics = {"split": "validation", "before": {"accuracy": 0.5}, "after": {"accuracy": 0.75, "mcc": 0.1, "note": "x"}}
+    lines = model_card(record(metrics=metrics), Path("m")).splitlines()
+    start = lines.index("## Results on the validation split")
+    assert lines[start + 2 : start + 6] == [
+        "| metric | before | after |",
+        "|---|---|---|",
+        "| accuracy | 0.5000 | 0.7500 |",
+        "| mcc | | 0.1000 |",
+    ]
+    assert not any("note" in line for line in lines)
+
+
+def test_results_without_before() -> None:
+    lines = model_card(record(metrics={"after": {"accuracy": 1}, "before": None}), Path("m")).splitlines()
+    assert "## Results on the test split" in lines
+    assert "| accuracy | | 1.0000 |" in lines
