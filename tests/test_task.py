@@ -197,12 +197,14 @@ def test_clipping_by_value(data, tmp_path):
     assert max(gradient.abs().max() for gradient in gradients.of.values()) == pytest.approx(0.01)
 
 
-def test_sgd_goes_down_the_gradient_and_decays_matrices(data, rows, tokenizer, tmp_path):
+@pytest.mark.parametrize("batch_size", [8, 2])
+def test_sgd_goes_down_the_gradient_and_decays_matrices(batch_size, data, rows, tokenizer, tmp_path):
     rate, decay, steps = 0.05, 0.1, 3
     task = task_of(optimizer=partial(SGD, lr=rate, weight_decay=decay), lr_scheduler=Constant(0))
     reference = Reference(task, rows(8, UNEVEN), tokenizer)
     start = {name: p.detach().clone() for name, p in reference.parameters().items()}
-    trainer_of(tmp_path, max_epochs=steps).fit(task, datamodule=data())
+    trainer = trainer_of(tmp_path, max_epochs=steps, accumulate_grad_batches=8 // batch_size)
+    trainer.fit(task, datamodule=data(batch_size=batch_size))
     for _ in range(steps):
         gradients = reference.gradients()
         with torch.no_grad():

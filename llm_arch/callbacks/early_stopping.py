@@ -35,6 +35,13 @@ class EarlyStopping(_EarlyStopping):
                 rank_zero_info("no validation rows: early stopping has nothing to follow, all epochs will run")
             # Its constructor derives everything from the mode, so it is run again now that the mode is known.
             _EarlyStopping.__init__(
-                self, monitor=monitor, mode=mode, strict=follows, patience=self._patience, min_delta=self._min_delta
+                self,
+                monitor=monitor,
+                mode=mode,
+                strict=follows,
+                patience=self._patience,
+                min_delta=self._min_delta,
+                # At the end of an epoch that max_steps cut short there is nothing new to look at.
+                check_on_train_epoch_end=False,
             )
         super().setup(trainer, pl_module, stage)

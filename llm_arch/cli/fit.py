@@ -84,7 +84,7 @@ def find_configs(arguments: list[str]) -> tuple[list[str], list[str], list[Path]
         arguments: the command line.
 
     Returns:
-        The command line for the parser, and the configs in order: as they were named, and their files.
+        The command line for the parser, configs first; and the configs in order: as they were named, and their files.
 
     Raises:
         UserError: when there is no such config.
@@ -103,10 +103,10 @@ def find_configs(arguments: list[str]) -> tuple[list[str], list[str], list[Path]
             raise UserError(f"{flag} needs the name of a config, such as -c task/text_classification")
         names.append(name)
         files.append(configs.find(name))
-        found.append(f"--config={files[-1]}")
     # A bare switch reads better than a value; the parser wants the value.
     for i, argument in enumerate(found):
         after = found[i + 1] if i + 1 < len(found) else ""
         if argument == "--overwrite" and after.lower() not in ("true", "false"):
             found[i] = "--overwrite=true"
-    return found, names, files
+    # An option wins over every config, wherever on the line it stands.
+    return [*(f"--config={file}" for file in files), *found], names, files

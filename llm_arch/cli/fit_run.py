@@ -75,6 +75,8 @@ class FitRun:
         self._say_plan(trainer, data)
         if not self.console.is_terminal and trainer.is_global_zero:
             trainer.callbacks.append(report.EpochLines(self.console))  # type: ignore[attr-defined]
+        if self.cli.config.trainer.get("log_every_n_steps") is None:  # a short run leaves a curve too
+            trainer.log_every_n_steps = min(50, data.training_plan().micro_batches())  # type: ignore[attr-defined]
         # Of a resumed run too: the same seed gives the same weights to start from.
         before = self._measure(trainer, task, data, split) if self.before else None
         self._log_config(trainer)
@@ -180,8 +182,9 @@ class FitRun:
             return
         task.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         if trainer.is_global_zero:
-            score = float(callback.best_model_score)
-            self.console.print(f"keeping the best state: {Path(best).stem}, {callback.monitor} {score:.4f}")
+            score = callback.best_model_score  # unknown where the checkpoint of another directory was resumed
+            shown = f", {callback.monitor} {float(score):.4f}" if score is not None else ""
+            self.console.print(f"keeping the best state: {Path(best).stem}{shown}")
 
 
 def _raised_by_lightning(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ def quiet() -> None:
         ".*No seed found.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*It is recommended to use `self.log.*sync_dist=True`.*",
+        ".*The dirpath has changed from.*",
         ".*Experiment logs directory.*exists and is not empty.*",
         ".*multi-threaded, use of fork.*",
         ".*Total length of `list` across ranks is zero.*",

@@ -43,8 +43,8 @@ class EpochLines(Callback):
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; a run resumed within an epoch starts none."""
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,7 +53,8 @@ class EpochLines(Callback):
             return
         shown = [f"{name} {float(value):.4f}" for name, value in trainer.progress_bar_metrics.items()]
         of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        seconds = f"{time.perf_counter() - self.started:.1f} s"
+        now = time.perf_counter()
+        seconds, self.started = f"{now - self.started:.1f} s", now
         self.console.print(
             f"epoch {trainer.current_epoch + 1}{of}: {', '.join([*shown, seconds])}", highlight=False, soft_wrap=True
         )

@@ -133,8 +133,14 @@ class RowFormat(Configured, ABC):
                         self._bad(source.name, row.line, fault, facts)
                 if not good:
                     continue
+                columns, cut = self.encode([self.texts(row.values) for row in good])
+                full = [i for i, ids in enumerate(columns["input_ids"]) if ids]
+                if len(full) < len(good):  # a mean over no tokens would be NaN
+                    for i in sorted(set(range(len(good))) - set(full)):
+                        self._bad(source.name, good[i].line, "gives no tokens with this tokenizer; fix the row", facts)
+                    good = [good[i] for i in full]
+                    columns = {name: [values[i] for i in full] for name, values in columns.items()}
                 pairs = [self.texts(row.values) for row in good]
-                columns, cut = self.encode(pairs)
                 kept = [self.kept(row.values, labelled) for row in good]
                 for name in self.schema:
                     columns[name] = [k[name] for k in kept]

@@ -187,7 +187,7 @@ CONFIGS = {
     "trainer:\n\tmax_epochs: 3\n": ", line 2: is not valid YAML (",
     "- a\n- b\n": " is no config: write keys with values, such as `trainer: {max_epochs: 3}`",
     "just words\n": " is no config: write keys with values",
-    "data:\n  train: a\nmodel:\n  freeze: none\ndata:\n  test: b\n": ", line 5: the key 'data' stands there twice; join",
+    "data:\n  train: a\nmodel:\n  freeze: none\ndata:\n  test: b\n": ", line 5: the key 'data' stands there twice",
     b"data:\n  train: \xff.csv\n": " is not valid UTF-8; save the file as UTF-8",
 }
 
@@ -203,11 +203,15 @@ def test_value_on_the_command_line_is_not_blamed_on_the_file(refused: Any) -> No
     assert refused("-c", "mine.yaml", "--trainer.max_epochs", "x").startswith("trainer.max_epochs: expected")
 
 
-@pytest.mark.parametrize("arguments", [("-c", "backbone/tiny"), ("--data.train", "x"), ("--model.head.binary", "true")])
-def test_overlay_before_its_base(here: Path, run: Any, arguments: tuple[str, ...]) -> None:
-    sentence = run("fit", *arguments, "-c", "task/text_classification", "--output", "out").sentence
-    assert "nothing has said yet which class " in sentence
+@pytest.mark.parametrize(
+    "arguments",
+    [("-c", "backbone/tiny"), ("-c", "backbone/tiny", "-c", "task/text_classification"), ("--data.train", "x")],
+)
+def test_no_base_or_overlay_before_it(here: Path, run: Any, arguments: tuple[str, ...]) -> None:
+    sentence = run("fit", *arguments, "--output", "out").sentence
+    assert "nothing has said yet which class data is (class_path)" in sentence
     assert sentence.endswith("such as -c task/text_classification, and put overlays and options after it")
+    assert not (here / "out").exists()
 
 
 @pytest.mark.parametrize("arguments", [(), ("--output", "out")])

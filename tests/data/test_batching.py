@@ -74,6 +74,7 @@ def test_cut_by_hand_examples() -> None:
     assert numbers(Cut(lengths, None, 7)(order)) == [[0, 1], [2], [3, 4, 5]]
     assert numbers(Cut(lengths, 2, 7)(order)) == [[0, 1], [2], [3, 4], [5]]
     assert numbers(Cut(lengths, None, 7, padded=True)(order)) == [[0], [1], [2], [3, 4, 5]]
+    assert numbers(Cut(lengths, None, 8, padded=True)(order)) == [[0, 1], [2], [3, 4, 5]]  # exactly full
 
 
 @pytest.mark.parametrize(

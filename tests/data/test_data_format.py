@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import llm_arch.data.format as module
 from llm_arch.data import TextClassificationData
 from llm_arch.data.sources import Row, Source
+from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.types import UserError
 
 Make = Callable[..., TextClassificationData]
@@ -334,3 +335,23 @@ def test_every_process_keeps_the_same_under_the_same_name(
     )
     assert [name for _, name, _ in here] == ["facts.json", "rows.arrow"]
     assert here == there
+
+
+def test_a_row_without_tokens_is_a_bad_row(
+    write_rows: Callable[..., str], tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(
+        [{"text": "on it", "label": "a"}, {"text": "\u200b", "label": "b"}, {"text": "off", "label": "b"}]
+    )
+    bare = load_tokenizer(tokenizer)
+    monkeypatch.setattr(bare, "build_inputs_with_special_tokens", lambda a, b=None: a, raising=False)
+    bare.backend_tokenizer.post_processor = None
+    strict = TextClassificationData(path, tokenizer=tokenizer)
+    strict.__dict__["tokenizer"] = bare
+    with pytest.raises(UserError, match="line 2: gives no tokens"):
+        strict.load_source(path)
+    lenient = TextClassificationData(path, tokenizer=tokenizer, on_bad_row="skip")
+    lenient.__dict__["tokenizer"] = bare
+    rows, facts = lenient.load_source(path)
+    assert facts["bad"] == [[2, "gives no tokens with this tokenizer; fix the row"]]
+    assert rows["text"][:] == ["on it", "off"]

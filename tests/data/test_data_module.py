@@ -267,7 +267,7 @@ def test_evaluation_sees_every_row_once(
     make_data: Make, write_rows: Write, id_of: dict[str, int], layout: str, ranks: int
 ) -> None:
     rows = make_rows(13)
-    data = make_data(test=write_rows(rows), labels=["a", "b"], evaluation_tokens=25, layout=layout)
+    data = make_data(test=write_rows(rows), labels=["a", "b"], evaluation_tokens=21, layout=layout)
     found, counts = [], set()
     for rank in range(ranks):
         data.trainer = trainer_of(rank, ranks)
@@ -275,6 +275,7 @@ def test_evaluation_sees_every_row_once(
         counts.add(len(batches))
         for batch in batches:
             check_batch(batch, rows, id_of, layout == "padded")
+            assert batch.size == 1 or batch.input_ids.numel() <= 21
             found += batch.index.tolist()
     assert len(counts) == 1
     assert sorted(found) == list(range(13))

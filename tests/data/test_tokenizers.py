@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,17 @@ from llm_arch.data.tokenizers import fingerprint, load_tokenizer
 from llm_arch.types import UserError
 
 
-def test_long_texts_are_not_warned_about(make_words: Callable[..., str], tmp_path: Path) -> None:
+def test_long_texts_are_not_warned_about(
+    make_words: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     loaded = load_tokenizer(make_words(tmp_path, model_max_length=4))
     assert loaded.is_fast
     assert len(loaded("w1 " * 50)["input_ids"]) == 52
+    assert caplog.text == ""
 
 
 def test_from_an_installed_package(tokenizer: str) -> None:
