@@ -139,7 +139,6 @@ def assert_same(resumed, straight):
 
 
 VARIANTS = {
-    "by count": {},
     "by tokens": {"data": {"batch_size": None, "max_tokens": 30}},
     "grouped and padded": {"data": {"batch_size": 3, "group_by_length": True, "layout": "padded"}},
     "clipped": {"gradient_clip_val": 0.05},

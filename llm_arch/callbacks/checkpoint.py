@@ -56,7 +56,9 @@ class Checkpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last, validated or not."""
-        super().on_train_epoch_end(trainer, pl_module)
+        # An epoch that max_steps cut short before any validation has nothing to compare.
+        if any(name.startswith("val/") for name in trainer.callback_metrics) or not validates(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
         if _step_has_ended(trainer):
             self._save_last(trainer)
 

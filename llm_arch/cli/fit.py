@@ -15,49 +15,55 @@ Train a model, measure it before and after on the test split, and save it.
   llm-arch fit -c task/text_classification --data.train A.csv --output runs/mine
 
 run
-  -c, --config CONFIG             a YAML file or a shipped config; several stack, later ones win
-  --output DIR                    where everything goes (default: runs/<config>/<time>)
-  --overwrite                     replace an earlier run in DIR
-  --resume auto|PATH              go on from DIR's last checkpoint (auto starts fresh if there is none), or from PATH
-  --before true|false             measure before training too (default: true)
-  --seed_everything N             seed of order, dropout and new weights (default: 0)
-  --print_config                  print the whole configuration and stop
+  -c, --config CONFIG            a YAML file or a shipped config; several stack, later ones win
+  --output DIR                   where everything goes (default: runs/<config>/<time>)
+  --overwrite                    replace an earlier run in DIR
+  --resume auto|PATH             go on from DIR's last checkpoint (auto starts fresh if there is none),
+                                 or from PATH
+  --before true|false            measure before training too (default: true)
+  --seed_everything N            seed of order, dropout and new weights (default: 0)
+  --print_config                 print the whole configuration and stop
 
 data
-  --data.train FILE               .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, or smart_home (embedded)
-  --data.validation FILE          default: cut off the training rows
-  --data.test FILE                default: none; then the validation rows are measured
-  --data.text_column NAME         default: text     (--data.text_pair_column for pairs)
-  --data.label_column NAME        default: label    (--data.label_delimiter for several labels in a cell)
-  --data.max_length N             longest sequence in tokens (default: 128)
-  --data.batch_size N             rows a micro-batch (default: 32); --data.max_tokens N for a token budget
-  --data.on_bad_row error|skip    stop at a row that can't be used, or list it in bad_rows.jsonl (default: error)
-  --data.language LANG            language of the embedded set (default: en)
+  --data.train FILE              .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, or smart_home (embedded)
+  --data.validation FILE         otherwise cut off the training rows
+  --data.test FILE               otherwise the validation rows are measured
+  --data.text_column NAME        column of the text (default: text)
+  --data.text_pair_column NAME   column of the second text, for pairs
+  --data.label_column NAME       column of the label (default: label)
+  --data.label_delimiter TEXT    what separates several labels in a cell
+  --data.max_length N            longest sequence in tokens (default: 128)
+  --data.batch_size N            rows a micro-batch (default: 32)
+  --data.max_tokens N            tokens a micro-batch at most
+  --data.on_bad_row error|skip   stop at a row that can't be used, or list it in bad_rows.jsonl
+                                 (default: error)
+  --data.language LANG           language of the embedded set (default: en)
 
 model
-  --model.backbone NAME           directory, hub id, package:NAME/FOLDER, tiny:bert …, or a model directory
-  --model.freeze WHAT             none, backbone, embeddings, or a number of layers (default: none)
-  --model.dropout P               dropout everywhere in the backbone
-  --model.pooling KIND            first, last, mean or max
-  --model.learning_rate X         of the default AdamW
-  --model.optimizer CLASS         another optimizer, such as SGD; then --model.optimizer.lr and so on
-  --model.lr_scheduler CLASS      llm_arch.optim.Linear, Cosine or Constant; then --model.lr_scheduler.warmup
-  --model.head.KEY VALUE          arguments of the head, such as class_weights, label_smoothing, binary
+  --model.backbone NAME          directory, hub id, package:NAME/FOLDER, tiny:bert …, or a model directory
+  --model.freeze WHAT            none, backbone, embeddings, or a number of layers (default: none)
+  --model.dropout P              dropout everywhere in the backbone
+  --model.pooling KIND           first, last, mean or max
+  --model.learning_rate X        of the default AdamW
+  --model.optimizer CLASS        another optimizer, such as SGD; then --model.optimizer.lr and so on
+  --model.lr_scheduler CLASS     Linear, Cosine or Constant; then --model.lr_scheduler.warmup and so on
+  --model.head.KEY VALUE         arguments of the head: class_weights, label_smoothing, binary …
 
 trainer
-  --trainer.max_epochs N          --trainer.precision P, --trainer.devices N, --trainer.accumulate_grad_batches N,
-                                  and everything else lightning.Trainer takes
+  --trainer.max_epochs N         --trainer.precision P, --trainer.devices N,
+                                 --trainer.accumulate_grad_batches N, and all else of lightning.Trainer
 
 Every key, with its documentation: llm-arch fit --help-all
 Arguments of a class of your own:  llm-arch fit --model.head.help my_module.MyHead
-Shipped configs: {configs}
+Shipped configs:
+{configs}
 """
 
 
 def run(arguments: list[str]) -> None:
     """Run `llm-arch fit`."""
     if "-h" in arguments or "--help" in arguments:
-        print(HELP.format(configs=", ".join(configs.names())))
+        print(HELP.format(configs="\n".join(f"  -c {name}" for name in configs.names())))
         return
     arguments, names, files = find_configs(arguments)
     places = configs.places(files, arguments)

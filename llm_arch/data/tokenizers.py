@@ -21,7 +21,7 @@ def load_tokenizer(name: str) -> Any:
 
     place = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if Path(place).is_dir():
             reason = "the directory holds no tokenizer (tokenizer.json)"
@@ -30,6 +30,12 @@ def load_tokenizer(name: str) -> Any:
         raise UserError(f"{name}: {reason}; name a directory that has one with --data.tokenizer") from error
     if not tokenizer.is_fast:
         raise UserError(f"{name}: only fast tokenizers (tokenizer.json) are supported")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # transformers makes one of special tokens alone for a folder that has only a config.json.
+        raise UserError(
+            f"{name}: the directory holds no tokenizer (tokenizer.json); "
+            f"name a directory that has one with --data.tokenizer"
+        )
     # Sequences are cut at max_length by us, with a count; the tokenizer's own warning would repeat it a row.
     tokenizer.model_max_length = int(1e30)
     return tokenizer

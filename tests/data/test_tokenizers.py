@@ -87,3 +87,10 @@ def test_slow_tokenizers_have_no_offsets(words: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *args, **options: slow)
     with pytest.raises(UserError, match=r"only fast tokenizers \(tokenizer\.json\) are supported$"):
         load_tokenizer(words)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_folder_with_only_a_config_holds_no_tokenizer(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"the directory holds no tokenizer \(tokenizer.json\)"):
+        load_tokenizer(str(tmp_path))
