@@ -174,7 +174,7 @@ class Task(L.LightningModule):
         counted = self.trainer.strategy.reduce(counted.to(self.device), reduce_op="sum")
         self._denominator = 0.0
         # Lightning has divided by the accumulation, and DDP by the ranks.
-        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / float(counted)
+        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (float(counted) or 1.0)
         optim.scale_gradients(_parameters(optimizer), factor)
 
     def configure_gradient_clipping(

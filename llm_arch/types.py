@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 Pooling = Literal["first", "last", "mean", "max"]
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class UserError(ValueError):
@@ -153,8 +154,10 @@ class Loss(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """The sum over the denominator."""
-        return self.sum / self.denominator
+        """The sum over the denominator; 0 where nothing counts, such as rows of weight 0 alone."""
+        if isinstance(self.denominator, Tensor):
+            return self.sum / self.denominator.clamp(min=_TINY)
+        return self.sum / max(self.denominator, _TINY)
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,17 @@ def test_sgd_goes_down_the_gradient_and_decays_matrices(batch_size, data, rows, 
     assert (expected["head.classify.bias"] - start["head.classify.bias"]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_steps_in_which_nothing_counts_move_nothing(accumulation, data, rows, tmp_path):
+    """Rows of a label with weight 0, one a micro-batch."""
+    task = task_of(class_weights={"off": 0.0, "on": 0.0}, optimizer=partial(SGD, lr=1.0), lr_scheduler=Constant(0))
+    before = copy.deepcopy(task.state_dict())
+    trainer = trainer_of(tmp_path, accumulate_grad_batches=accumulation)
+    trainer.fit(task, datamodule=data(batch_size=1))
+    assert trainer.global_step == 8 // accumulation
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
 # Optimizer, schedule and logs
 
 

@@ -40,7 +40,7 @@ data
   --data.language LANG           language of the embedded set (default: en)
 
 model
-  --model.backbone NAME          directory, hub id, package:NAME/FOLDER, tiny:bert …, or a model directory
+  --model.backbone NAME          directory, hub id, package:NAME/FOLDER, tiny:bert, OUTPUT/model …
   --model.freeze WHAT            none, backbone, embeddings, or a number of layers (default: none)
   --model.dropout P              dropout everywhere in the backbone
   --model.pooling KIND           first, last, mean or max
