@@ -174,16 +174,17 @@ def _listed(class_path: str) -> str:
 
 
 def _near(key: str, known: list[str], dashes: str = "") -> str:
-    near = get_close_matches(key, known, n=1, cutoff=0.6)
-    if "." not in key:  # the group was left out: --max_epochs
-        leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
-        leaf = get_close_matches(key, leaves, n=1, cutoff=0.8)
-        near = [leaves[leaf[0]]] if leaf else near
-    if not near:  # the mistake lies in the group: modle.freeze
-        group, dot, rest = key.partition(".")
-        groups = get_close_matches(group, sorted({k.split(".")[0] for k in known}), n=1, cutoff=0.6)
-        near = [f"{groups[0]}{dot}{rest}"] if groups and groups[0] != group else []
-    return f"; did you mean {dashes}{near[0]}?" if near else ""
+    """The key that was meant: in its own group, else of nearly that name in another, else in a group of that name."""
+    group, _, leaf = key.rpartition(".")
+    beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
+    elsewhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    for leaves, cutoff in ((beside, 0.6), (elsewhere, 0.8)):
+        near = get_close_matches(leaf, leaves, n=1, cutoff=cutoff)
+        if near:
+            return f"; did you mean {dashes}{leaves[near[0]]}?"
+    first, dot, rest = key.partition(".")
+    groups = get_close_matches(first, sorted({k.split(".")[0] for k in known}), n=1, cutoff=0.6)
+    return f"; did you mean {dashes}{groups[0]}{dot}{rest}?" if groups and groups[0] != first else ""
 
 
 def _subclasses(kind: type) -> list[str]:

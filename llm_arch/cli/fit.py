@@ -18,14 +18,13 @@ run
   -c, --config CONFIG            a YAML file or a shipped config; several stack, later ones win
   --output DIR                   where everything goes (default: runs/<config>/<time>)
   --overwrite                    replace an earlier run in DIR
-  --resume auto|PATH             go on from DIR's last checkpoint (auto starts fresh if there is none),
-                                 or from PATH
+  --resume auto|PATH             go on from DIR's last checkpoint (or start fresh), or from PATH
   --before true|false            measure before training too (default: true)
   --seed_everything N            seed of order, dropout and new weights (default: 0)
   --print_config                 print the whole configuration and stop
 
 data
-  --data.train FILE              .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, or smart_home (embedded)
+  --data.train FILE              .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, smart_home (embedded)
   --data.validation FILE         otherwise cut off the training rows
   --data.test FILE               otherwise the validation rows are measured
   --data.text_column NAME        column of the text (default: text)
@@ -40,18 +39,18 @@ data
   --data.language LANG           language of the embedded set (default: en)
 
 model
-  --model.backbone NAME          directory, hub id, package:NAME/FOLDER, tiny:bert, OUTPUT/model …
+  --model.backbone NAME          directory, hub id, package:NAME/FOLDER, tiny:bert, OUTPUT/model
   --model.freeze WHAT            none, backbone, embeddings, or a number of layers (default: none)
   --model.dropout P              dropout everywhere in the backbone
   --model.pooling KIND           first, last, mean or max
   --model.learning_rate X        of the default AdamW
   --model.optimizer CLASS        another optimizer, such as SGD; then --model.optimizer.lr and so on
-  --model.lr_scheduler CLASS     Linear, Cosine or Constant; then --model.lr_scheduler.warmup and so on
+  --model.lr_scheduler CLASS     Linear, Cosine or Constant; then --model.lr_scheduler.warmup …
   --model.head.KEY VALUE         arguments of the head: class_weights, label_smoothing, binary …
 
 trainer
   --trainer.max_epochs N         --trainer.precision P, --trainer.devices N,
-                                 --trainer.accumulate_grad_batches N, and all else of lightning.Trainer
+                                 --trainer.accumulate_grad_batches N, and all of lightning.Trainer
 
 Every key, with its documentation: llm-arch fit --help-all
 Arguments of a class of your own:  llm-arch fit --model.head.help my_module.MyHead

@@ -382,17 +382,20 @@ def test_help_names_only_keys_that_exist() -> None:
     assert parsed("--model.optimizer", "SGD", "--model.optimizer.lr", "0.1").model.optimizer.init_args.lr == 0.1
     linear = parsed("--model.lr_scheduler", "llm_arch.optim.Linear", "--model.lr_scheduler.warmup", "0.2")
     assert linear.model.lr_scheduler.init_args.warmup == 0.2
-    assert max(map(len, HELP.splitlines())) <= 100
+    assert {line for line in HELP.splitlines() if len(line) > 100} == set()
 
 
 def test_help_says_the_defaults() -> None:
     """What the static text calls a default is one."""
     config = parsed()
     data, model = config.data.init_args, config.model
-    stated = dict(re.findall(r"--([\w.]+) [^-]*?\(default: ([^)]+)\)", HELP))
+    blocks = re.split(r"\n(?=  -)", HELP)
+    stated = dict(
+        found[0] for block in blocks if (found := re.findall(r"(?s)--([\w.]+) .*\(default: ([^)]+)\)", block))
+    )
     assert stated.pop("before") == "true"
     assert stated.pop("output") == "runs/<config>/<time>"
-    assert len(stated) == 9
+    assert len(stated) == 8
     for key, value in stated.items():
         group, _, name = key.partition(".")
         found = {"data": data, "model": model}[group][name] if name else config[key]

@@ -1,0 +1,123 @@
+"""Every shipped config runs as it is, on embedded data and offline; overlays run on a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm_arch.cli import configs
+from llm_arch.cli.main import main
+from llm_arch.types import UserError
+
+ROOT = Path(__file__).parent.parent / "configs"
+NAMES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.yaml"))
+TASKS = [name for name in NAMES if name.startswith("task/")]
+# Need what a test machine lacks, or are run elsewhere: two processes in test_ddp, wandb in cli/test_fit_cli.
+ELSEWHERE = {"hardware/ddp", "logger/wandb"}
+OVERLAYS = [name for name in NAMES if name not in TASKS and name not in ELSEWHERE]
+FEW = [
+    *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+    *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
+    *("--data.batch_size", "4", "--data.evaluation_tokens", "128"),
+]
+
+
+@pytest.fixture
+def works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Fits a few steps from anywhere, then predicts with what was saved."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(*names: str) -> None:
+        stacked = [part for name in names for part in ("-c", name)]
+        assert main(["fit", *stacked, *FEW, "--output", "out"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        metrics = json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
+        assert metrics["split"] == "test"
+        assert set(metrics["before"]) == set(metrics["after"])
+        assert main(["predict", "--model", "out/model", "--text", "turn on the kitchen light"]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert json.loads(line)["text"] == "turn on the kitchen light"
+
+    return check
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_as_it_is(works: Callable[..., None], name: str) -> None:
+    works(name)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlay_on_a_task(works: Callable[..., None], name: str) -> None:
+    works("task/text_classification", name)
+
+
+def test_overlays_stack_on_a_tiny_backbone(works: Callable[..., None]) -> None:
+    works("task/text_classification", "recipe/linear_probe", "backbone/tiny")
+
+
+def test_every_config_says_what_it_is_for() -> None:
+    for name in NAMES:
+        text = (ROOT / f"{name}.yaml").read_text(encoding="utf-8")
+        assert text.startswith("# "), name
+        assert yaml.safe_load(text), name
+        assert max(map(len, text.splitlines())) <= 120, name
+
+
+def test_all_are_covered() -> None:
+    assert set(NAMES) == set(TASKS) | set(OVERLAYS) | ELSEWHERE
+    assert configs.names() == NAMES
+
+
+def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = ROOT / "task" / "text_classification.yaml"
+    for name in ("task/text_classification", "task/text_classification.yaml", "configs/task/text_classification.yaml"):
+        assert configs.find(name).samefile(expected)
+    with pytest.raises(UserError, match=r"^task/text: no such config file; did you mean task/text_classification\?$"):
+        configs.find("task/text")
+    with pytest.raises(UserError, match=r"^q: no such config file; shipped are: .*task/text_classification$"):
+        configs.find("q")
+
+
+def test_read_knows_the_line_of_every_key(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "# mine\n"
+        "data:\n"
+        "  init_args:\n"
+        "    train: a.csv\n"
+        "trainer:\n"
+        "  callbacks+:\n"
+        "  - class_path: X\n"
+        "    init_args: {patience: 3}\n"
+    )
+    assert configs.read(path) == {
+        key: f"{path}, line {line}"
+        for key, line in {
+            "data": 2,
+            "data.train": 4,
+            "trainer": 5,
+            "trainer.callbacks": 6,
+            "trainer.callbacks.class_path": 7,
+            "trainer.callbacks.patience": 8,
+        }.items()
+    }
+
+
+def test_read_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing yet\n")
+    assert configs.read(path) == {}
+
+
+def test_places_leave_out_what_the_command_line_says(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("model:\n  freeze: none\n  dropout: 0.1\n")
+    two.write_text("model:\n\n  dropout: 0.2\n")
+    found = configs.places([one, two], ["--model.freeze", "backbone", "--data.init_args.train=a"])
+    assert found == {"model": f"{two}, line 1", "model.dropout": f"{two}, line 3"}
