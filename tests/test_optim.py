@@ -24,7 +24,6 @@ from llm_arch.optim import (
 from llm_arch.types import UserError
 
 
-
 class MatrixNorm(nn.Module):
     """A normalisation of somebody else's, with a matrix for a weight."""
 

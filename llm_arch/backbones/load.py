@@ -16,6 +16,8 @@ from llm_arch.types import Backbone, UserError
 
 def backbone_from(name: str) -> Backbone:
     """The backbone of a directory, hub id, `package:NAME/FOLDER` or preset; of a model directory its backbone alone."""
+    if name.startswith("tiny:") and name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
     if name not in PRESETS:
         directory = Path(locate(name))
         if model_directory.is_model_directory(directory):

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from difflib import get_close_matches
+from pathlib import Path
 
 from llm_arch.types import UserError
+
+
+def model_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all of them share."""
+    parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a model directory (OUTPUT/model of `llm-arch fit`)"
+    )
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="allow a module of your own that the model was trained with",
+    )
+    return parser
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -19,4 +37,9 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
             near = get_close_matches(option, parser._option_string_actions, n=1)
             complain(f"unknown option {option}" + (f"; did you mean {near[0]}?" if near else ""))
     parser.error = complain  # type: ignore[method-assign, assignment]
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.output and Path(options.output).is_dir():
+        raise UserError(f"--output {options.output} is a directory; name a file")
+    if options.trust:  # the module may lie in a file beside the user
+        sys.path.insert(0, str(Path.cwd()))
+    return options

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from llm_arch.cli.options import parse
+from llm_arch.cli.options import model_parser, parse
 from llm_arch.types import UserError
 
 if TYPE_CHECKING:
@@ -21,25 +21,11 @@ if TYPE_CHECKING:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "llm-arch predict",
-        description="Predict with a saved model: one JSON object a line, in input order.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a model directory (OUTPUT/model of `llm-arch fit`)"
-    )
+    parser = model_parser("llm-arch predict", "Predict with a saved model: one JSON object a line, in input order.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", help="one text, or several")
     source.add_argument("--input", metavar="FILE", help="a .jsonl, .csv, .tsv or .parquet file, or hub:NAME:SPLIT")
     parser.add_argument("--output", metavar="FILE", help="write here instead of the terminal; all or nothing")
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="allow a module of your own that the model was trained with",
-    )
     return parser
 
 
@@ -49,13 +35,9 @@ def run(arguments: list[str]) -> None:
     from llm_arch.cli.quiet import quiet
 
     quiet()
-    if options.trust:
-        sys.path.insert(0, str(Path.cwd()))
     from llm_arch.inference.directory import load
     from llm_arch.inference.predictor import Predictor
 
-    if options.output and Path(options.output).is_dir():
-        raise UserError(f"--output {options.output} is a directory; name a file")
     predictor = Predictor(load(options.model, trust=tuple(options.trust)))
     columns = [name for name, always in predictor.model.data.columns.items() if always]
     read = _rows(options, columns)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from llm_arch.cli.options import parse
-from llm_arch.types import UserError
+from llm_arch.cli.options import model_parser, parse
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "llm-arch test", description="Measure a saved model on a file with labels.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a model directory (OUTPUT/model of `llm-arch fit`)"
-    )
+    parser = model_parser("llm-arch test", "Measure a saved model on a file with labels.")
     parser.add_argument(
         "--data",
         required=True,
@@ -25,13 +18,6 @@ def _parser() -> argparse.ArgumentParser:
         "columns are named as in training",
     )
     parser.add_argument("--output", metavar="FILE", help="write the numbers here as JSON too")
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="allow a module of your own that the model was trained with",
-    )
     return parser
 
 
@@ -41,14 +27,10 @@ def run(arguments: list[str]) -> None:
     from llm_arch.cli.quiet import quiet
 
     quiet()
-    if options.trust:
-        sys.path.insert(0, str(Path.cwd()))
     from llm_arch.cli import output, report
     from llm_arch.inference.directory import load
     from llm_arch.trainer import Trainer
 
-    if options.output and Path(options.output).is_dir():
-        raise UserError(f"--output {options.output} is a directory; name a file")
     console = report.console()
     model = load(options.model, trust=tuple(options.trust))
     data = model.data_for(test=options.data)

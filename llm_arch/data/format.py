@@ -87,7 +87,7 @@ class RowFormat(Configured, ABC):
 
     def record(self) -> dict[str, Any]:
         """The arguments that reading new rows for a trained model needs, JSON-able."""
-        return {"max_length": self.max_length}
+        return {"max_length": self.max_length, "language": self.language}
 
     # Tokens
 

@@ -49,7 +49,7 @@ class Source:
         if path.suffix not in SUFFIXES:
             raise UserError(f"{name}: the file name must end in {', '.join(SUFFIXES)}")
         if not path.exists():
-            raise UserError(f"{name}: no such file")
+            raise UserError(f"{name}: no such file; check the path, which counts from {Path.cwd()}")
 
     @property
     def is_file(self) -> bool:

@@ -201,7 +201,7 @@ def test_parquet_that_is_none(read: Read, content: bytes) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nothing\.csv: no such file$"):
+    with pytest.raises(UserError, match=r"nothing\.csv: no such file; check the path, which counts from /"):
         Source(str(tmp_path / "nothing.csv"))
 
 
