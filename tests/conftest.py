@@ -46,23 +46,6 @@ def tokenizer() -> str:
 
 
 WORDS = tuple("light lamp kitchen warm cold open close door window music play stop bright dark fan heat".split())  # noqa: SIM905
-    "light",
-    "lamp",
-    "kitchen",
-    "warm",
-    "cold",
-    "open",
-    "close",
-    "door",
-    "window",
-    "music",
-    "play",
-    "stop",
-    "bright",
-    "dark",
-    "fan",
-    "heat",
-]
 
 
 def make_rows(count: int, labels: Sequence[str] = ("off", "on"), seed: int = 0) -> list[dict[str, str]]:
