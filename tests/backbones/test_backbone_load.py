@@ -80,7 +80,7 @@ def test_a_real_model_inside_a_package(tokenizer: str) -> None:
 
 
 def test_a_name_that_is_nothing() -> None:
-    with pytest.raises(UserError, match="tiny:nothing is no local directory, and the hub could not provide it"):
+    with pytest.raises(UserError, match="there is no preset 'tiny:nothing'; there are: tiny:bert"):
         backbone_from("tiny:nothing")
     with pytest.raises(UserError, match="./nothing: no such directory"):
         backbone_from("./nothing")

@@ -200,7 +200,7 @@ def test_a_model_reads_rows_as_it_was_trained(make_data: Make, write_rows: Write
     path = write_rows(rows)
     columns = {"text_column": "a", "text_pair_column": "b", "label_column": "tags", "label_delimiter": "|"}
     trained = make_data(path, max_length=6, **columns)
-    assert trained.record() == {"max_length": 6, **columns}
+    assert trained.record() == {"max_length": 6, "language": "en", **columns}
     space = LabelSpace(("z", "y", "x"), None, True)
     again = TextClassificationData.for_model(words, space, trained.record(), test=path, predict=path)
     assert again.label_space is space
