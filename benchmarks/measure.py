@@ -87,7 +87,7 @@ class MeanStd:
     seeds: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.std:.3f}"
+        return f"{self.mean:.3f} ± {self.std:.3f}" if self.seeds > 1 else f"{self.mean:.3f} (one seed)"
 
 
 def interleave(runs: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
