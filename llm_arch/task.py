@@ -24,8 +24,8 @@ from llm_arch.freezing import Freeze, freeze_backbone
 from llm_arch.seeding import mix, run_seed
 from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, LossTerm, Pooling, Prediction, UserError
 
-# The best learning rate falls with the width (µP; Yang et al. 2022). 1e-4 at 384 is a compromise between validation rows:
-# of 1e-4 and 2e-4 the first was better on SST-2, the second on Banking77. It makes 5e-5 at 768.
+# The best learning rate falls with the width (µP; Yang et al. 2022). 1e-4 at 384 is a compromise between validation
+# rows: of 1e-4 and 2e-4 the first was better on SST-2, the second on Banking77. It makes 5e-5 at 768.
 _RATE_TIMES_WIDTH = 1e-4 * 384
 DEFAULT_WEIGHT_DECAY = 0.01
 
