@@ -1,6 +1,6 @@
 """The types that flow from data to prediction, and the abstract parts of a model.
 
-Legend: T tokens of the batch, B sequences, D hidden size, C classes, V vocabulary.
+Legend: T tokens of the batch, B sequences, R rows, W words, D hidden size, C classes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -69,6 +69,30 @@ class LabelSpace:
 
 
 @dataclass(frozen=True)
+class Words:
+    """The words of a batch's rows: every word once, row by row in reading order.
+
+    Where a long row was split into overlapping windows, a word stands in several of them; `token` points into the one
+    that shows most of what surrounds it.
+
+    Attributes:
+        token: (W,) where among the batch's tokens the word's first subword lies.
+        row: (W,) which of the batch's R rows it belongs to, 0 … R-1, ascending.
+        start: (W,) its first character in the row's text.
+        end: (W,) the character after its last.
+    """
+
+    token: Tensor
+    row: Tensor
+    start: Tensor
+    end: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Words:
+        """The same words on another device."""
+        return Words(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+
+@dataclass(frozen=True)
 class Batch:
     """B token sequences, one after another, without padding between them.
 
@@ -83,7 +107,9 @@ class Batch:
         index: (B,) row number of each sequence in its data set.
         token_type_ids: (T,) 0 for the first text of a pair and 1 for the second, or None.
         valid: (T,) True for real tokens, or None in the flat layout, where all are.
-        labels: what the head needs to compute its loss, by name; first dimension B or T.
+        labels: what the head needs to compute its loss, by name; first dimension B, T or W.
+        words: the words of the rows, for tasks that say something of each word; else None.
+        rows: R, the number of rows; below B where long rows were split into windows, which then follow each other.
     """
 
     input_ids: Tensor
@@ -95,11 +121,22 @@ class Batch:
     token_type_ids: Tensor | None = None
     valid: Tensor | None = None
     labels: Mapping[str, Tensor] = field(default_factory=dict)
+    words: Words | None = None
+    rows: int = -1
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            object.__setattr__(self, "rows", len(self.starts))
 
     @property
     def size(self) -> int:
         """B, the number of sequences."""
         return len(self.starts)
+
+    @property
+    def row_index(self) -> Tensor:
+        """(R,) row number of each row in its data set."""
+        return self.index if self.rows == self.size else torch.unique_consecutive(self.index)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -108,7 +145,8 @@ class Batch:
             return value.to(device, non_blocking=non_blocking)
 
         tensors = {k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors, labels={k: move(v) for k, v in self.labels.items()})
+        words = self.words.to(device, non_blocking) if self.words is not None else None
+        return replace(self, **tensors, labels={k: move(v) for k, v in self.labels.items()}, words=words)
 
     def first_token(self, hidden_TD: Tensor) -> Tensor:
         """(B, D): the state of each sequence's first token."""

@@ -15,7 +15,7 @@ PACKAGE = Path(llm_arch.__file__).parent
 
 # A module may import from its own layer and those above it in this list; a folder stands for all modules in it.
 LAYERS = (
-    ("types", "seeding", "locate"),
+    ("types", "seeding", "locate", "tags"),
     ("model_directory", "compression", "data", "optim", "precision"),
     ("backbones", "heads", "losses", "freezing"),
     ("task",),
