@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from llm_arch.allocator import keep_freed_memory
 from llm_arch.callbacks.checkpoint import Checkpoint
 from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.precision import choose_precision, use_fast_fp32
@@ -58,6 +59,8 @@ class Trainer(L.Trainer):
             precision, self.precision_reason = choose_precision(_device_kind(accelerator))
             if precision == "32-true" and _device_kind(accelerator) == "cpu":
                 use_fast_fp32()
+        if _device_kind(accelerator) == "cpu":
+            keep_freed_memory()
         options["enable_model_summary"] = bool(options.get("enable_model_summary"))
         # The batches are already spread over the ranks.
         options["use_distributed_sampler"] = False

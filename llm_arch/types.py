@@ -144,7 +144,7 @@ class Batch:
         def move(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=non_blocking)
 
-        tensors = {k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        tensors: dict[str, Any] = {k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
         words = self.words.to(device, non_blocking) if self.words is not None else None
         return replace(self, **tensors, labels={k: move(v) for k, v in self.labels.items()}, words=words)
 

@@ -16,7 +16,7 @@ PACKAGE = Path(llm_arch.__file__).parent
 # A module may import from its own layer and those above it in this list; a folder stands for all modules in it.
 LAYERS = (
     ("types", "seeding", "locate", "tags"),
-    ("model_directory", "compression", "data", "optim", "precision"),
+    ("model_directory", "compression", "data", "optim", "precision", "allocator"),
     ("backbones", "heads", "losses", "freezing"),
     ("task",),
     ("inference", "callbacks"),
@@ -28,7 +28,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Files of these folders are alternatives to each other, and are composed from YAML: none may import another. What they
 # share is listed here. (Verbs are known by name, and the rest of cli/ is what they share.)
 SUPPORTING = {
-    "backbones": {"load", "packed", "presets"},
+    "backbones": {"dropout", "grouped", "load", "packed", "presets"},
     "callbacks": {"monitor"},
     "compression": set(),
     "data": {
@@ -44,7 +44,7 @@ SUPPORTING = {
         "store",
         "tokenizers",
     },
-    "heads": {"metrics"},
+    "heads": {"crf", "entities", "metrics", "weights"},
     "interpret": {"faithfulness", "render"},
     "losses": set(),
 }

@@ -9,6 +9,7 @@ import torch
 
 from llm_arch.callbacks.checkpoint import Checkpoint
 from llm_arch.callbacks.early_stopping import EarlyStopping
+from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.optim import AdamW, make_embeddings_sparse
@@ -85,12 +86,14 @@ class Run:
         options = {"max_epochs": EPOCHS, "logger": False, "enable_progress_bar": False, **options}
         if not any(isinstance(c, Checkpoint) for c in callbacks):
             options["enable_checkpointing"] = False
+        # No run shall end early unless a test asks: a validation that was due when a process died is not made up for.
+        own = [] if any(isinstance(c, EarlyStopping) for c in callbacks) else [EarlyStopping(patience=1000)]
         self.trainer = Trainer(
             accelerator="cpu",
             precision="32-true",
             accumulate_grad_batches=accumulation,
             default_root_dir=str(folder),
-            callbacks=[*callbacks, self.followed, Disturb()],
+            callbacks=[*callbacks, *own, self.followed, Disturb()],
             **options,
         )
 

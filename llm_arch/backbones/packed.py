@@ -1,8 +1,8 @@
 """Attention over sequences that lie one after another: no token attends across a border, nothing outside is padded.
 
 transformers calls one attention function for every model; registering ours there makes any of them padding-free
-without model code of our own. On CPU sequences are padded inside the attention call only (a few per cent of the work
-at usual lengths); on CUDA in half precision the variable-length flash kernel needs no padding at all.
+without model code of our own. On CPU sequences are padded inside the attention call only, in groups of like length; on
+CUDA in half precision the variable-length flash kernel needs no padding at all.
 
 Legend: T tokens, B sequences, L longest sequence, H heads, K key/value heads, d head size.
 """
@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from llm_arch.backbones.grouped import LengthGroups, attention_mask, evaluation_attention, training_attention
 from llm_arch.types import Batch
 
 NAME = "llm_arch_packed"
+# Beyond this length a kernel that does not keep the weights (H·L² numbers) is worth its slower backward pass.
+_KEEP_WEIGHTS_UP_TO = 1024
 
 
 class PackedMap:
@@ -38,6 +41,7 @@ class PackedMap:
         ends_B = batch.lengths.cumsum(0)
         self.borders = torch.cat([ends_B.new_zeros(1), ends_B]).to(torch.int32)
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
+        self._groups: dict[tuple[int, bool, int | None, torch.dtype], LengthGroups] = {}
 
     def pad(self, values: Tensor) -> Tensor:
         """(T, …) → (B, L, …); cells without a token hold the sequence's first token, which the masks keep out."""
@@ -69,25 +73,17 @@ class PackedMap:
         """What may be attended, (B or 1, 1, L or 1, L) bool, or None where the kernel's own causal rule says it all."""
         key = (causal, window)
         if key not in self._masks:
-            self._masks[key] = self._make_mask(causal, window)
+            seen = attention_mask(self.lengths_B, self.longest, causal, window)
+            kernel_knows = causal and (window is None or window >= self.longest)
+            self._masks[key] = None if seen is None or kernel_knows else seen[:, None]
         return self._masks[key]
 
-    def _make_mask(self, causal: bool, window: int | None) -> Tensor | None:
-        position_L = torch.arange(self.longest, device=self.lengths_B.device)
-        if window is not None and window >= self.longest:
-            window = None
-        if window is None:
-            # Padding comes last, so a causal query never reaches it.
-            if causal or not self.ragged:
-                return None
-            return (position_L < self.lengths_B[:, None])[:, None, None, :]
-        ahead_LL = position_L[:, None] - position_L
-        near_LL = ahead_LL.abs() < window
-        if causal:
-            return (near_LL & (ahead_LL >= 0))[None, None]
-        real_BL = position_L < self.lengths_B[:, None]
-        # A padded query attends whatever is near: a row that attends nothing would turn to NaN, and its gradient too.
-        return (near_LL & (real_BL[:, None, :] | ~real_BL[:, :, None]))[:, None]
+    def groups(self, heads: int, causal: bool, window: int | None, dtype: torch.dtype) -> LengthGroups:
+        """The sequences in groups of like length, made once for all layers."""
+        key = (heads, causal, window, dtype)
+        if key not in self._groups:
+            self._groups[key] = LengthGroups(self.lengths_B, *key)
+        return self._groups[key]
 
 
 class _Pad(torch.autograd.Function):
@@ -166,6 +162,14 @@ def packed_attention(
     groups = query_THd.shape[1] // key_TKd.shape[1]
     if groups > 1:
         key_TKd, value_TKd = key_TKd.repeat_interleave(groups, 1), value_TKd.repeat_interleave(groups, 1)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type == "cpu":
+        with_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        if dropout > 0 or not with_grad or packed.longest <= _KEEP_WEIGHTS_UP_TO:
+            like = packed.groups(query_THd.shape[1], causal, sliding_window, query.dtype)
+            parts = (query_THd, key_TKd, value_TKd, like, scaling)
+            out_THd = training_attention(*parts, dropout) if dropout > 0 or with_grad else evaluation_attention(*parts)
+            return out_THd.unsqueeze(0), None
     query_BHLd, key_BHLd, value_BHLd = (packed.pad(x).transpose(1, 2) for x in (query_THd, key_TKd, value_TKd))
     mask = packed.mask(causal, sliding_window)
     out_BHLd = scaled_dot_product_attention(

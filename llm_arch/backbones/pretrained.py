@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llm_arch.backbones import packed
+from llm_arch.backbones.dropout import replace_dropout
 from llm_arch.backbones.presets import PRESETS
 from llm_arch.locate import locate
 from llm_arch.types import Backbone, Batch, Hidden, UserError
@@ -99,6 +100,7 @@ class Pretrained(Backbone):
         if layout == "auto":
             self.why_padded = None if self.config.model_type in _PROVEN else self._probe()
             self.layout = "padded" if self.why_padded else "flat"
+        replace_dropout(model)
         # `from_pretrained` hands out modules in eval mode and Lightning leaves that alone: no dropout in fine-tuning.
         self.model.train()
 
