@@ -6,7 +6,6 @@ Legend: T tokens, B sequences, D hidden size, C classes, K logits a sequence (1 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchmetrics import Metric
 
 from llm_arch.heads.metrics import ClassificationMetrics
+from llm_arch.heads.weights import ClassWeights, weights_of
 from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
 
 
@@ -70,7 +70,7 @@ class SequenceClassification(Head):
         binary: bool = False,
         pooling: Pooling | None = None,
         dropout: float = 0.1,
-        class_weights: Literal["balanced"] | dict[str, float] | None = None,
+        class_weights: ClassWeights | None = None,
         label_smoothing: float = 0.0,
         threshold: float = 0.5,
     ) -> None:
@@ -95,7 +95,7 @@ class SequenceClassification(Head):
         nn.init.normal_(self.classify.weight, std=0.02)
         nn.init.zeros_(self.classify.bias)
         self.weights_C: Tensor | None
-        self.register_buffer("weights_C", _class_weights(class_weights, label_space), persistent=False)
+        self.register_buffer("weights_C", weights_of(class_weights, label_space), persistent=False)
 
     def bind(self, backbone: Backbone) -> None:
         """Take the backbone's pooling unless one was given."""
@@ -164,21 +164,3 @@ class SequenceClassification(Head):
                 label = self.label_space.names[choice]
                 found.append(LabelPrediction(index, label, scores[label], scores))
         return found
-
-
-def _class_weights(weights: Literal["balanced"] | dict[str, float] | None, labels: LabelSpace) -> Tensor | None:
-    if weights is None:
-        return None
-    if isinstance(weights, dict):
-        values = torch.ones(len(labels))
-        for name, weight in weights.items():
-            if weight < 0:
-                raise UserError(f"class_weights must not be negative, got {weight} for {name!r}")
-            values[labels.index(name)] = weight
-        return values
-    if weights != "balanced":
-        raise UserError(f"class_weights must be balanced or a mapping from label to weight, got {weights!r}")
-    if labels.counts is None:
-        raise UserError("class_weights: balanced needs label counts, which only training data gives")
-    counts_C = torch.tensor(labels.counts, dtype=torch.float)
-    return counts_C.sum() / (len(labels) * counts_C.clamp(min=1))

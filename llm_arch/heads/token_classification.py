@@ -1,0 +1,196 @@
+"""A tag for every word, and the entities that the tags spell: named entities, slots.
+
+Legend: T tokens, W words, D hidden size, C classes (tags).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import Metric
+
+from llm_arch.heads.crf import CRF, Scores, log_likelihood, marginals, viterbi
+from llm_arch.heads.entities import EntityMetrics
+from llm_arch.heads.weights import ClassWeights, weights_of
+from llm_arch.tags import OUTSIDE, Allowed, allowed, entities, scheme_of
+from llm_arch.types import Batch, Head, Hidden, LabelSpace, Loss, Prediction, UserError, Words
+
+Decoding = Literal["valid", "greedy"]
+
+
+@dataclass(frozen=True)
+class EntitySpan:
+    """Some characters of a row's text that are one thing.
+
+    Attributes:
+        start: the first character.
+        end: the character after the last.
+        label: what it is.
+        score: mean probability of the tags of its words, in [0, 1].
+        text: the characters, where the text is known.
+    """
+
+    start: int
+    end: int
+    label: str
+    score: float
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class EntityPrediction(Prediction):
+    """The entities of a row.
+
+    Attributes:
+        entities: in reading order, none within another; may be empty.
+    """
+
+    entities: list[EntitySpan]
+
+
+class TokenClassification(Head):
+    """Linear classifier on the state of each word's first subword, with a CRF on top if asked for.
+
+    `valid` decoding finds the most probable of the tag sequences that keep the rules of the scheme (Viterbi), so that
+    no entity is ill-spelled. `greedy` takes the most probable tag of each word by itself and then repairs as conlleval
+    does: an I (or E) that can't go on an entity begins one, and an entity that nothing ends lasts as long as its tags
+    do. The metric `f1` counts an entity that had to be repaired as none, `f1_default` counts it repaired.
+
+    Args:
+        hidden_size: D.
+        label_space: the tags, O among them; they tell the scheme (bio, bioes or io).
+        crf: learn scores of transitions between tags: the loss is that of whole rows.
+        decoding: valid, or greedy, which a CRF excludes.
+        dropout: probability on the states.
+        class_weights: `balanced` weights each word by N / (C · count of its tag); a mapping weights tags by name. Not
+            with a CRF.
+        label_smoothing: share of the target spread over all tags, in [0, 1). Not with a CRF.
+    """
+
+    major = "f1"
+    mode = "max"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        label_space: LabelSpace,
+        *,
+        crf: bool = False,
+        decoding: Decoding = "valid",
+        dropout: float = 0.1,
+        class_weights: ClassWeights | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(label_space, crf, decoding, class_weights, label_smoothing)
+        self.label_space = label_space
+        self.scheme = scheme_of(label_space.names)
+        self.decoding = decoding
+        self.label_smoothing = label_smoothing
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(hidden_size, len(label_space))
+        nn.init.normal_(self.classify.weight, std=0.02)
+        nn.init.zeros_(self.classify.bias)
+        self.crf = CRF(len(label_space)) if crf else None
+        self.weights_C: Tensor | None
+        self.register_buffer("weights_C", weights_of(class_weights, label_space), persistent=False)
+        self.rules: Tensor
+        self.register_buffer("rules", _penalties(allowed(label_space.names, self.scheme)), persistent=False)
+
+    def forward(self, hidden: Hidden, batch: Batch) -> Tensor:
+        """(W, C) logits."""
+        logits: Tensor = self.classify(self.dropout(hidden.last_TD[_words(batch).token]))
+        return logits
+
+    def loss(self, hidden: Hidden, batch: Batch) -> Loss:
+        """Cross-entropy summed over words, or the negative log-likelihood of the rows, over the number of words."""
+        logits_WC, truth_W = self(hidden, batch), batch.labels["tag"]
+        count, weights_C = float(len(truth_W)), self.weights_C
+        if self.crf is not None:
+            return Loss(-log_likelihood(_emissions(logits_WC), truth_W, _words(batch).row, self.crf()), count)
+        sum_ = cross_entropy(
+            logits_WC.float(), truth_W, weight=weights_C, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return Loss(sum_, count if weights_C is None else weights_C[truth_W].sum())
+
+    def metrics(self) -> Metric:
+        """Precision, recall and F1 of entities, and accuracy of tags."""
+        return EntityMetrics(self.label_space.names)
+
+    def metric_inputs(self, logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """Predicted and true tags, and the row of each word."""
+        return self.tags(logits, batch), batch.labels["tag"], _words(batch).row
+
+    def tags(self, logits_WC: Tensor, batch: Batch) -> Tensor:
+        """(W,) classes, by the head's decoding."""
+        if self.decoding == "greedy":
+            return logits_WC.argmax(1)
+        return viterbi(_emissions(logits_WC), _words(batch).row, self._scores())
+
+    def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
+        """The entities of each row, none where there are none."""
+        words, names = _words(batch), self.label_space.names
+        tags_W = self.tags(logits, batch)
+        emissions_WC = _emissions(logits)
+        chance_WC = emissions_WC.exp() if self.crf is None else marginals(emissions_WC, words.row, self._scores())
+        tags = [names[i] for i in tags_W.tolist()]
+        chances = chance_WC.gather(1, tags_W[:, None])[:, 0].tolist()
+        starts, ends = words.start.tolist(), words.end.tolist()
+        counts = torch.bincount(words.row, minlength=batch.rows).tolist()
+        found: list[Prediction] = []
+        first = 0
+        for index, count in zip(batch.row_index.tolist(), counts, strict=True):
+            spans = []
+            for start, end, label in entities(tags[first : first + count], self.scheme):
+                start, end = start + first, end + first
+                score = sum(chances[start:end]) / (end - start)
+                spans.append(EntitySpan(starts[start], ends[end - 1], label, score))
+            found.append(EntityPrediction(index, spans))
+            first += count
+        return found
+
+    def _scores(self) -> Scores:
+        """The scores of transitions for decoding: the CRF's or zeros, with -inf where the rules forbid."""
+        rules = Scores(self.rules[0], self.rules[1], self.rules[2:])
+        return rules if self.crf is None else Scores(*(a + b for a, b in zip(rules, self.crf(), strict=True)))
+
+
+def _words(batch: Batch) -> Words:
+    if batch.words is None:
+        raise UserError(
+            "token classification needs words, which the data module doesn't give; take one that tags words"
+        )
+    return batch.words
+
+
+def _emissions(logits_WC: Tensor) -> Tensor:
+    """Log-probabilities: what is added to all tags of a word changes nothing, and sums over long rows stay small."""
+    return logits_WC.float().log_softmax(1)
+
+
+def _penalties(rules: Allowed) -> Tensor:
+    """(2 + C, C) zeros where a tag may stand and -inf elsewhere: at the start, at the end, after each tag."""
+    return torch.where(torch.tensor([rules.start, rules.end, *rules.transition]), 0.0, float("-inf"))
+
+
+def _check(
+    labels: LabelSpace, crf: bool, decoding: Decoding, weights: ClassWeights | None, label_smoothing: float
+) -> None:
+    if labels.multi:
+        raise UserError("token classification gives each word one tag; the data has sets of labels")
+    if OUTSIDE not in labels.names or len(labels) < 2:
+        raise UserError(f"the tags must be O and at least one more, the data has {list(labels.names)}")
+    if decoding not in ("valid", "greedy"):
+        raise UserError(f"decoding must be valid or greedy, got {decoding!r}")
+    if crf and decoding == "greedy":
+        raise UserError("decoding: greedy would ignore what crf: true learns; leave one of them out")
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if crf and (weights is not None or label_smoothing):
+        raise UserError(
+            "class_weights and label_smoothing are of single words, crf: true of whole rows; leave them out"
+        )
