@@ -63,6 +63,8 @@ def head_of(labels: LabelSpace = BIO, **options: Any) -> TokenClassification:
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+        for scores in () if head.crf is None else head.crf.parameters():
+            scores.div_(100)  # they are kept in units of a hundred
     return head
 
 
