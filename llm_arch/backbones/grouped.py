@@ -19,10 +19,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from llm_arch.backbones.dropout import apply_mask, keep_share, random_mask
 
-# A sequence joins a group while it fills this share of the group's longest, or the group is small: a group costs
-# about a dozen calls, an empty cell its share of the products.
+# Sequences join a group, these many at a time, while they fill this share of its longest: a group costs about a dozen
+# calls, an empty cell its share of the products.
 _FILLED = 0.75
 _SMALL = 4
+# The kernels of matrix products are compiled anew for every shape, which takes longer than a product this small: sizes
+# and lengths are rounded, so that shapes recur. torch's softmax of rows shorter than a vector register is slow, too.
+_ROUNDED, _SHORTEST = 8, 16
 
 
 class Group(NamedTuple):
@@ -78,7 +81,7 @@ class LengthGroups:
         self.slots = torch.empty(int(lengths_B.sum()) * heads, dtype=torch.long)
         cells = 0
         for first, last in _cut(sorted_B.tolist()):
-            lengths_G, longest = sorted_B[first:last], int(sorted_B[first])
+            lengths_G, longest = sorted_B[first:last], _round(int(sorted_B[first]))
             position_L = torch.arange(longest)
             real_GL = position_L < lengths_G[:, None]
             # A cell without a token holds its sequence's first, which the mask keeps out.
@@ -116,9 +119,14 @@ def _cut(lengths: list[int]) -> list[tuple[int, int]]:
     """Where the groups of lengths in descending order begin and end."""
     borders = [0]
     for i, length in enumerate(lengths):
-        if i - borders[-1] >= _SMALL and length < _FILLED * lengths[borders[-1]]:
+        size = i - borders[-1]
+        if size and size % _SMALL == 0 and length < _FILLED * lengths[borders[-1]]:
             borders.append(i)
     return list(zip(borders, [*borders[1:], len(lengths)], strict=True))
+
+
+def _round(length: int) -> int:
+    return max(_SHORTEST, -(-length // _ROUNDED) * _ROUNDED)
 
 
 def _added(seen: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
@@ -143,7 +151,7 @@ class _Attention(torch.autograd.Function):
         for group in groups.groups:
             Q, K, V, out = groups.views(group, query_Nd, key_Nd, value_Nd, out_Nd)
             mask, beta = (unused, 0) if group.mask is None else (group.mask, 1)
-            weights = torch.baddbmm(mask, Q, K.transpose(1, 2), beta=beta, alpha=scale).softmax(-1)
+            weights = _softmax(torch.baddbmm(mask, Q, K.transpose(1, 2), beta=beta, alpha=scale))
             kept.append(weights)
             if dropout > 0:
                 kept.append(random_mask(weights.shape, keep, weights.dtype))
@@ -173,10 +181,23 @@ class _Attention(torch.autograd.Function):
             d_weights = torch.baddbmm(unused, dO, V.transpose(1, 2), beta=0, alpha=1 / keep)
             if mask is not None:
                 d_weights = apply_mask(d_weights, mask)
-            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_scores = _softmax_backward(d_weights, weights)
             torch.baddbmm(unused, d_scores, K, beta=0, alpha=ctx.scale, out=dQ)
             torch.baddbmm(unused, d_scores.transpose(1, 2), Q, beta=0, alpha=ctx.scale, out=dK)
         return *map(groups.scatter, grads_Nd), None, None, None
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    if scores.dtype == torch.float64:
+        return scores.softmax(-1)
+    return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)  # in half precision it is slower, not faster
+
+
+def _softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
+    backward = torch.ops.aten._softmax_backward_data
+    if weights.itemsize > 2 or weights.shape[-1] >= 2 * _SHORTEST:
+        return backward(gradient, weights, -1, weights.dtype)
+    return backward(gradient.float(), weights.float(), -1, torch.float32).to(weights.dtype)
 
 
 def training_attention(

@@ -86,11 +86,21 @@ def test_sequences_of_like_length_share_a_group_and_little_is_empty() -> None:
     assert len(groups.gaps) < 0.25 * len(groups.sources) < 0.25 * 64 * int(lengths.max())
 
 
-@pytest.mark.parametrize("lengths", [[3], [4, 4, 4], [1, 1]])
+@pytest.mark.parametrize("lengths", [[16], [32, 32, 32], [24, 24]])
 def test_full_groups_need_no_mask(lengths: list[int]) -> None:
     groups = LengthGroups(torch.tensor(lengths), 2, False, None, torch.float32)
     assert [g.mask for g in groups.groups] == [None]
     assert len(groups.gaps) == 0
+
+
+def test_shapes_recur() -> None:
+    shapes = [
+        {(g.size, g.longest) for g in LengthGroups(torch.randint(3, 60, (32,)), 1, False, None, torch.float32).groups}
+        for _ in range(30)
+    ]
+    assert len(set.union(*shapes[:15])) < 40
+    seen = set.union(*shapes[:15])
+    assert sum(len(s - seen) for s in shapes[15:]) < 0.2 * sum(map(len, shapes[15:]))
 
 
 def test_bfloat16_stays_near() -> None:
