@@ -49,6 +49,8 @@ class Task(L.LightningModule):
         dropout: dropout everywhere in the backbone; None keeps what its configuration says.
         pooling: how heads make one vector of a sequence; None for the backbone's own (mean for encoders, last token
             for decoders).
+        vocabulary: tokens of the data's tokenizer, for which the backbone makes room; comes from the data. None when
+            no tokens were added.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Task(L.LightningModule):
         freeze: Freeze = "none",
         dropout: float | None = None,
         pooling: Pooling | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         super().__init__()
         if optimizer is not None and not (learning_rate is None and weight_decay is None):
@@ -73,6 +76,8 @@ class Task(L.LightningModule):
                 "beside model.optimizer give model.optimizer.lr and model.optimizer.weight_decay"
             )
         self.backbone = backbone_from(backbone) if isinstance(backbone, str) else backbone
+        if vocabulary is not None:
+            self.backbone.grow(vocabulary)
         if dropout is not None:
             if not hasattr(self.backbone, "set_dropout"):
                 raise UserError(f"{type(self.backbone).__name__} has no model.dropout; set its own argument")
@@ -136,7 +141,14 @@ class Task(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what only model and data together can tell, before training and before measuring."""
-        longest = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
+        data = getattr(self.trainer, "datamodule", None)
+        added = getattr(data, "vocabulary", None)
+        if added is not None and added > self.backbone.embeddings.num_embeddings:
+            raise UserError(
+                f"the data's tokenizer has {added} tokens, the backbone has embeddings for "
+                f"{self.backbone.embeddings.num_embeddings}; pass vocabulary=data.vocabulary to Task"
+            )
+        longest = getattr(data, "max_length", None)
         if longest and self.backbone.max_length and longest > self.backbone.max_length:
             raise UserError(
                 f"data.max_length is {longest}, but the backbone has {self.backbone.max_length} positions; "
@@ -151,7 +163,7 @@ class Task(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss to go backward: a mean where one micro-batch makes the step, else a sum that is scaled later."""
         loss = self.loss(batch)
-        self.trained_rows += batch.size * self.trainer.world_size
+        self.trained_rows += batch.rows * self.trainer.world_size
         tokens = len(batch.input_ids) if batch.valid is None else int(batch.lengths.sum())
         self.trained_tokens += tokens * self.trainer.world_size
         self.log("train/loss", loss.mean.detach(), batch_size=batch.size, prog_bar=True)

@@ -138,6 +138,13 @@ class Batch:
         """(R,) row number of each row in its data set."""
         return self.index if self.rows == self.size else torch.unique_consecutive(self.index)
 
+    @property
+    def row_of_sequence(self) -> Tensor:
+        """(B,) which of the batch's R rows each sequence belongs to, 0 … R-1, ascending."""
+        if self.rows == self.size:
+            return torch.arange(self.size, device=self.index.device)
+        return torch.unique_consecutive(self.index, return_inverse=True)[1]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
 
@@ -267,6 +274,18 @@ class Backbone(Configured, nn.Module, ABC):
             inputs_embeds: (T, D) word embeddings to use instead of looking up `batch.input_ids`.
             all_hidden: also return every layer's states.
         """
+
+    def grow(self, vocabulary: int) -> None:
+        """Make room for tokens that were added to the tokenizer: embeddings for `vocabulary` of them.
+
+        Raises:
+            UserError: when there is no room and this backbone can't make any.
+        """
+        if vocabulary > self.embeddings.num_embeddings:
+            raise UserError(
+                f"the tokenizer has {vocabulary} tokens, {type(self).__name__} embeddings for "
+                f"{self.embeddings.num_embeddings}, and it can't make more"
+            )
 
     @abstractmethod
     def save(self, directory: Path) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class FitParser(LightningCLI):
         parser.add_argument("--resume", type=str | None, default=None, help="`auto`, or the path of a checkpoint")
         parser.add_argument("--before", type=bool, default=True, help="measure before training too")
         parser.link_arguments("data.label_space", "model.label_space", apply_on="instantiate")
+        parser.link_arguments("data.vocabulary", "model.vocabulary", apply_on="instantiate")
 
     def instantiate_classes(self) -> None:
         """Wait: the output directory is not known yet."""

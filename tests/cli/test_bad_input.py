@@ -157,7 +157,7 @@ VALUES = {
     ("--resume", "train.jsonl"): "--resume train.jsonl is no checkpoint of a run, or damaged; name a .ckpt file of one",
     ("--output", "train.jsonl"): "--output train.jsonl is a file; name a directory",
     ("-c",): "-c needs the name of a config, such as -c task/text_classification",
-    ("-c", "nope.yaml"): "nope.yaml: no such config file; shipped are: backbone/tiny, ",
+    ("-c", "nope.yaml"): "nope.yaml: no such config file; shipped are: backbone/",
     ("-c", "task/text_clasification"): "task/text_clasification: no such config file; did you mean task/text_class",
 }
 
