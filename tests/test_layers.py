@@ -28,21 +28,27 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Files of these folders are alternatives to each other, and are composed from YAML: none may import another. What they
 # share is listed here. (Verbs are known by name, and the rest of cli/ is what they share.)
 SUPPORTING = {
-    "backbones": {"dropout", "grouped", "load", "packed", "presets"},
+    "backbones": {"dropout", "grouped", "load", "packed", "presets", "scratch", "vectors"},
     "callbacks": {"monitor"},
     "compression": set(),
     "data": {
         "batching",
         "collate",
+        "conll",
         "format",
         "loader",
         "module",
         "progress",
+        "reading",
         "smart_home",
         "sources",
+        "spans",
         "splits",
         "store",
+        "tagged",
         "tokenizers",
+        "windows",
+        "words",
     },
     "heads": {"crf", "entities", "metrics", "weights"},
     "interpret": {"faithfulness", "render"},

@@ -116,8 +116,7 @@ class FitRun:
         if config.trainer.get("enable_progress_bar") is None and not self.console.is_terminal:
             config.trainer.enable_progress_bar = False
         if config.data.init_args.get("tokenizer") is None:
-            name = _backbone_name(config)
-            config.data.init_args.tokenizer = None if name is None or name.startswith("tiny:") else name
+            config.data.init_args.tokenizer = _tokenizer_name(config)
         loggers = config.trainer.get("logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if getattr(logger, "class_path", "").endswith("WandbLogger"):
@@ -225,7 +224,18 @@ def _finish_wandb(trainer: Trainer) -> None:
 
 def _backbone_name(config: Any) -> str | None:
     backbone = config.model.backbone
-    return backbone if isinstance(backbone, str) else backbone.get("init_args", {}).get("name")
+    if isinstance(backbone, str):
+        return backbone
+    name = backbone.get("init_args", {}).get("name")
+    return name if name is not None else backbone.get("class_path")
+
+
+def _tokenizer_name(config: Any) -> str | None:
+    """The tokenizer that goes with the backbone: the one it was given, else what lies beside its weights."""
+    backbone = config.model.backbone
+    arguments = {"name": backbone} if isinstance(backbone, str) else backbone.get("init_args", {})
+    name = arguments.get("tokenizer") or arguments.get("name")
+    return None if name is None or name.startswith("tiny:") else name
 
 
 def _speed(task: Task, data: DataModule) -> dict[str, float]:

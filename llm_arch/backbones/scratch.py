@@ -1,0 +1,154 @@
+"""What backbones that are trained from scratch share: token embeddings of any fast tokenizer, saving, loading.
+
+Legend: T tokens, B sequences, V vocabulary, E embedding size, D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+
+from llm_arch.backbones.vectors import read_vectors, vocabulary_size
+from llm_arch.data.tokenizers import load_tokenizer
+from llm_arch.types import Backbone, Batch, UserError
+
+CONFIG = "backbone.json"  # a config.json would make transformers warn of a model type that it does not know
+WEIGHTS = "backbone.safetensors"
+
+
+class ScratchBackbone(Backbone):
+    """Token embeddings with layers above them that a subclass adds; sequences may be of any length.
+
+    Args:
+        tokenizer: a directory, hub id or `package:NAME/FOLDER` of the tokenizer that the data uses.
+        vocabulary: V, in place of the tokenizer.
+        embedding_size: E.
+        vectors: a file of pretrained word vectors, which says E itself.
+        default_size: E where nothing else says it.
+        dropout: probability of all dropout in the backbone.
+
+    Attributes:
+        kind: name of the architecture in the saved configuration.
+        is_decoder: whether a state depends on no later token.
+    """
+
+    kind: ClassVar[str]
+    max_length = None
+    is_decoder = False
+
+    def __init__(
+        self,
+        tokenizer: str | None,
+        vocabulary: int | None,
+        embedding_size: int | None,
+        vectors: str | None,
+        default_size: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if (tokenizer is None) == (vocabulary is None):
+            raise UserError(
+                f"{type(self).__name__} needs either a tokenizer (the one of the data) or a vocabulary_size"
+            )
+        if vectors is not None and tokenizer is None:
+            raise UserError("vectors are found by word, so they need a tokenizer in place of vocabulary_size")
+        words = load_tokenizer(tokenizer) if tokenizer is not None else None
+        size = vocabulary_size(words) if vocabulary is None else vocabulary
+        found = read_vectors(vectors, words) if vectors is not None else None
+        if found is not None:
+            width = found.values_NE.shape[1]
+            if embedding_size not in (None, width):
+                raise UserError(
+                    f"embedding_size is {embedding_size}, but the vectors in {vectors} have {width} numbers; "
+                    "leave embedding_size out"
+                )
+            embedding_size = width
+        self.embedding_size = default_size if embedding_size is None else embedding_size
+        at_least_one(vocabulary_size=size, embedding_size=self.embedding_size)
+        self.words = nn.Embedding(size, self.embedding_size)
+        self.dropout = _probability(dropout)
+        with torch.no_grad():
+            # Tokens without vector are as large as those with one (Kim 2014).
+            std = 0.1 if found is None else float(found.values_NE.std())
+            self.words.weight.normal_(std=std)
+            if found is not None:
+                self.words.weight[found.rows_N] = found.values_NE
+                rank_zero_only(print)(found.coverage(size))
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The token embeddings (V, E)."""
+        return self.words
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """The subclass's own arguments, as JSON-able values."""
+
+    def embed(self, batch: Batch, inputs_embeds: Tensor | None) -> Tensor:
+        """(T, E): the embeddings of the tokens, or those given."""
+        if inputs_embeds is not None:
+            return inputs_embeds
+        try:
+            embedded_TE: Tensor = self.words(batch.input_ids)
+        except IndexError as error:
+            raise UserError(
+                f"the data has token ids up to {int(batch.input_ids.max())}, but the backbone knows "
+                f"{len(self.words.weight)} tokens; give data.tokenizer and the backbone the same tokenizer"
+            ) from error
+        return embedded_TE
+
+    def drop(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
+        """Dropout of the same units at all tokens of a sequence (Gal & Ghahramani 2016)."""
+        if not (self.training and self.dropout):
+            return hidden_TD
+        mask_BD = drop(hidden_TD.new_ones(batch.size, hidden_TD.shape[1]), self.dropout)
+        return hidden_TD * mask_BD[batch.segments]
+
+    def set_dropout(self, probability: float) -> None:
+        """Use this dropout everywhere."""
+        self.dropout = _probability(probability)
+
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Write the constructor's arguments as JSON and the weights as safetensors."""
+        config = {
+            "kind": self.kind,
+            "vocabulary_size": len(self.words.weight),
+            "embedding_size": self.embedding_size,
+            "dropout": self.dropout,
+            **self.arguments(),
+        }
+        (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, directory / WEIGHTS)
+        return {}
+
+    @classmethod
+    def load(cls, directory: Path, record: Mapping[str, Any]) -> Self:
+        """Rebuild from the two files; neither tokenizer nor vectors are read again."""
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        if config.pop("kind") != cls.kind:
+            raise UserError(f"{directory / CONFIG} is not of a {cls.__name__}; fetch or train the model again")
+        backbone = cls(**config)
+        backbone.load_state_dict(load_file(directory / WEIGHTS), strict=True)
+        return backbone
+
+
+def at_least_one(**sizes: int) -> None:
+    """Raise a UserError that names the first size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name} must be at least 1, got {size}")
+
+
+def _probability(dropout: float) -> float:
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must be in [0, 1), got {dropout}")
+    return dropout
