@@ -5,6 +5,7 @@ No set is shipped. Fetch them from the sources named in `SOURCES` into one direc
     DIR/sst/stsa.binary.{train,dev,test}
     DIR/trec/TREC.raw.{train,test}
     DIR/banking77/{train,test}.csv
+    DIR/wnut17/{wnut17train.conll,emerging.dev.conll,emerging.test.annotated}
 
 and pass it to a benchmark as `--data DIR`, or set the environment variable LLM_ARCH_DATA.
 """
@@ -18,8 +19,9 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-Row = dict[str, str]
+Row = dict[str, Any]
 
 ENVIRONMENT_VARIABLE = "LLM_ARCH_DATA"
 
@@ -84,6 +86,21 @@ SOURCES: dict[str, Source] = {
         rows={"train": 10003, "test": 3080},
         encoding="utf-8",
     ),
+    "wnut17": Source(
+        folder="wnut17",
+        url="https://github.com/leondz/emerging_entities_17",
+        commit="e52a2d2a71ac1a051ca2d532eef28653c5c02603",
+        licence="CC-BY-4.0",
+        citation="Derczynski et al. 2017, Results of the WNUT2017 Shared Task on Novel and Emerging Entity "
+        "Recognition, W-NUT",
+        files={
+            "train": "wnut17train.conll",
+            "validation": "emerging.dev.conll",
+            "test": "emerging.test.annotated",
+        },
+        rows={"train": 3394, "validation": 1009, "test": 1287},
+        encoding="utf-8",
+    ),
 }
 
 
@@ -102,7 +119,7 @@ def data_root(argument: str | None) -> Path:
 
 
 def load(name: str, root: Path) -> dict[str, list[Row]]:
-    """The official splits of a set, as rows `{"text": …, "label": …}` in file order.
+    """The official splits of a set, in file order: rows `{"text": …, "label": …}`, or `{"tokens": …, "tags": …}`.
 
     A set without an official development set (`trec`, `banking77`) has no "validation" split: its "train" is the whole
     official training set, and `cut` takes a part of it away for validation.
@@ -158,8 +175,22 @@ def _read_banking(path: Path, encoding: str) -> list[Row]:
         return [{"text": row["text"].strip(), "label": row["category"]} for row in csv.DictReader(file)]
 
 
+def _read_tagged_words(path: Path, encoding: str) -> list[Row]:
+    """A token a line with its tag behind a tab, an empty line after each sentence."""
+    rows: list[Row] = []
+    pairs: list[list[str]] = []
+    for line in [*path.read_text(encoding=encoding).split("\n"), ""]:
+        if line.strip():
+            pairs.append(line.split("\t"))
+        elif pairs:  # lines that separate sentences may hold white space
+            rows.append({"tokens": [pair[0] for pair in pairs], "tags": [pair[-1].strip() for pair in pairs]})
+            pairs = []
+    return rows
+
+
 _READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     "sst2": _read_labelled_lines,
     "trec": _read_labelled_lines,
     "banking77": _read_banking,
+    "wnut17": _read_tagged_words,
 }

@@ -1,9 +1,10 @@
-"""Fine-tuning MiniLM-L6 on text classification: quality over seeds, and speed beside a stock Trainer in the same run.
+"""Fine-tuning MiniLM-L6: quality over seeds, and speed beside a stock Trainer in the same run.
 
     python -m benchmarks.finetune quality --data DIR     3 epochs, one set of defaults for all sets, 3 seeds
     python -m benchmarks.finetune speed --data DIR       2,000 rows × 1 epoch, interleaved with the peer, one thread
 
-Sets (`benchmarks/evaluation_data.py` names the public sources): SST-2, TREC-6 and Banking77.
+Text classification on SST-2, TREC-6 and Banking77; with `--task ner`, entities of WNUT17
+(`benchmarks/evaluation_data.py` names the public sources).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
@@ -25,19 +27,65 @@ from typing import Any
 import lightning as L
 import torch
 
-from benchmarks.evaluation_data import data_root, load, write_jsonl
+from benchmarks.evaluation_data import Row, data_root, load, write_jsonl
 from benchmarks.measure import interleave, mean_std, median_ratio, native_bf16, write_results
+from benchmarks.peer_tasks import PeerTask, SequencePeer, TokenPeer
 from benchmarks.peer_trainer import minilm_directory, train_trainer
-from llm_arch import Task, Trainer, optim
+from llm_arch import Task, Trainer
+from llm_arch.adamw import AdamW
 from llm_arch.cli.quiet import quiet
-from llm_arch.data import TextClassificationData
+from llm_arch.data import DataModule, TextClassificationData, TokenClassificationData
+from llm_arch.gradients import clip_gradients
 from llm_arch.heads.classification import SequenceClassification
+from llm_arch.heads.token_classification import TokenClassification
+from llm_arch.optim import make_embeddings_sparse, parameter_groups
+from llm_arch.types import Head
 
-SETS = ("sst2", "trec", "banking77")
-# Accuracy of the stock Trainer on the same sets, model, epochs and batch size: learning rate 5e-5, linear decay, bf16
-# autocast, random order, last checkpoint, official test split; measured once on a machine with bf16.
-PEER_ACCURACY = {"sst2": (0.885, 0.884, 0.892), "trec": (0.960, 0.968, 0.960), "banking77": (0.703, 0.717)}
 WARM_UP_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task: who reads its rows, who learns it, and on which sets.
+
+    Args:
+        data: our data module.
+        head: our head.
+        peer: the peer's counterpart.
+        metric: the key of the metric that is compared.
+        other: a second metric to report.
+        sets: the sets, each with the metric of the stock Trainer by seed: same model, epochs and batch size, learning
+            rate 5e-5, linear decay, bf16 autocast, random order, last checkpoint, official test split; measured once on
+            a machine with bf16.
+    """
+
+    data: type[DataModule]
+    head: type[Head]
+    peer: type[PeerTask]
+    metric: str
+    other: str
+    sets: dict[str, tuple[float, ...]]
+
+
+KINDS = {
+    "classification": Kind(
+        TextClassificationData,
+        SequenceClassification,
+        SequencePeer,
+        "accuracy",
+        "macro_f1",
+        {"sst2": (0.885, 0.884, 0.892), "trec": (0.960, 0.968, 0.960), "banking77": (0.703, 0.717)},
+    ),
+    "ner": Kind(
+        TokenClassificationData, TokenClassification, TokenPeer, "f1", "accuracy", {"wnut17": (0.362, 0.349, 0.355)}
+    ),
+}
+_RESULTS = {"classification": "finetune", "ner": "ner"}
+
+
+def kind_of(name: str) -> Kind:
+    """The task of a set."""
+    return next(kind for kind in KINDS.values() if name in kind.sets)
 
 
 @dataclass(frozen=True)
@@ -73,10 +121,10 @@ class LoopClock(L.Callback):
         self.seconds, self.cpu_seconds = time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
-def module(rows: list[dict[str, str]], folder: Path, **options: Any) -> TextClassificationData:
-    """A data module on these training rows, with the defaults of the package."""
+def module(name: str, rows: list[Row], folder: Path, **options: Any) -> Any:
+    """A data module on these training rows of a set, with the defaults of the package."""
     path = write_jsonl(rows, folder / "train.jsonl")
-    return TextClassificationData(
+    return kind_of(name).data(
         str(path), tokenizer=str(minilm_directory()), validation_fraction=0, cache_dir=str(folder), **options
     )
 
@@ -89,8 +137,8 @@ def quality_run(name: str, root: str, seed: int, epochs: int) -> dict[str, Any]:
     L.seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        data = module(rows["train"], folder, test=str(write_jsonl(rows["test"], folder / "test.jsonl")))
-        task = Task(str(minilm_directory()), SequenceClassification, data.label_space)
+        data = module(name, rows["train"], folder, test=str(write_jsonl(rows["test"], folder / "test.jsonl")))
+        task = Task(str(minilm_directory()), kind_of(name).head, data.label_space)
         trainer = Trainer(
             max_epochs=epochs,
             default_root_dir=scratch,
@@ -117,33 +165,35 @@ def quality(options: argparse.Namespace, root: Path) -> None:
 
 def write_quality(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Results so far as json and table."""
-    lines = ["| set | accuracy by seed | mean ± std | macro-F1 | stock Trainer by seed | its mean | difference |"]
+    kind = KINDS[options.task]
+    lines = [
+        f"| set | {kind.metric} by seed | mean ± std | {kind.other} | stock Trainer by seed | its mean | difference |"
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
     for name in options.sets:
         here = sorted((r for r in runs if r["set"] == name), key=lambda r: r["seed"])
         if not here:
             continue
-        accuracy = [r["accuracy"] for r in here]
-        peer = PEER_ACCURACY[name]
+        scores, peer = [r[kind.metric] for r in here], kind.sets[name]
         lines.append(
-            f"| {name} | {', '.join(f'{a:.3f}' for a in accuracy)} | {mean_std(accuracy)} "
-            f"| {mean(r['macro_f1'] for r in here):.3f} | {', '.join(f'{a:.3f}' for a in peer)} "
-            f"| {mean(peer):.3f} | {100 * (mean(accuracy) - mean(peer)):+.1f} points |"
+            f"| {name} | {', '.join(f'{a:.3f}' for a in scores)} | {mean_std(scores)} "
+            f"| {mean(r[kind.other] for r in here):.3f} | {', '.join(f'{a:.3f}' for a in peer)} "
+            f"| {mean(peer):.3f} | {100 * (mean(scores) - mean(peer)):+.1f} points |"
         )
     lines += ["", f"{options.epochs} epochs, last state, official test split, one set of defaults for all sets."]
-    payload = {"runs": runs, "peer_accuracy": PEER_ACCURACY, "epochs": options.epochs}
-    write_results("finetune_quality", payload, "\n".join(lines), data_directory=options.data)
+    payload = {"runs": runs, "peer": kind.sets, "epochs": options.epochs}
+    write_results(f"{_RESULTS[options.task]}_quality", payload, "\n".join(lines), data_directory=options.data)
 
 
-def time_ours(rows: list[dict[str, str]], seed: int) -> Timing:
+def time_ours(name: str, rows: list[Row], seed: int, **head: Any) -> Timing:
     """One epoch with the package's Trainer and its defaults."""
 
-    def fit(rows: list[dict[str, str]]) -> tuple[LoopClock, Task]:
+    def fit(rows: list[Row]) -> tuple[LoopClock, Task]:
         L.seed_everything(seed, verbose=False)
         clock = LoopClock()
         with tempfile.TemporaryDirectory() as scratch:
-            data = module(rows, Path(scratch))
-            task = Task(str(minilm_directory()), SequenceClassification, data.label_space)
+            data = module(name, rows, Path(scratch))
+            task = Task(str(minilm_directory()), partial(kind_of(name).head, **head), data.label_space)
             trainer = Trainer(
                 max_epochs=1,
                 default_root_dir=scratch,
@@ -160,15 +210,15 @@ def time_ours(rows: list[dict[str, str]], seed: int) -> Timing:
     return Timing(clock.seconds, clock.cpu_seconds, task.trained_rows, median(clock.steps))
 
 
-def time_bare(rows: list[dict[str, str]], seed: int) -> Timing:
+def time_bare(name: str, rows: list[Row], seed: int) -> Timing:
     """The same batches, model and optimizer in a loop of a few lines: what the framework itself costs."""
     L.seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
-        data = module(rows, Path(scratch))
-        task = Task(str(minilm_directory()), SequenceClassification, data.label_space)
+        data = module(name, rows, Path(scratch))
+        task = Task(str(minilm_directory()), kind_of(name).head, data.label_space)
         task.train()
-        optim.make_embeddings_sparse(task)
-        optimizer = optim.AdamW(optim.parameter_groups(task, task.weight_decay), lr=task.learning_rate)
+        make_embeddings_sparse(task)
+        optimizer = AdamW(parameter_groups(task, task.weight_decay), lr=task.learning_rate)
         parameters = list(task.parameters())
         loader = data.train_dataloader()
         schedule = task.lr_scheduler(optimizer, len(loader))
@@ -181,20 +231,20 @@ def time_bare(rows: list[dict[str, str]], seed: int) -> Timing:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = task.loss(batch).mean
             loss.backward()
-            optim.clip_gradients(parameters, 1.0)
+            clip_gradients(parameters, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            samples += batch.size
+            samples += batch.rows
             steps.append(time.process_time() - last)
             last = time.process_time()
         return Timing(time.perf_counter() - wall, time.process_time() - cpu, samples, median(steps))
 
 
-def time_peer(rows: list[dict[str, str]], seed: int, variant: Any) -> Timing:
+def time_peer(name: str, rows: list[Row], seed: int, variant: Any) -> Timing:
     """One epoch with the stock Trainer."""
-    tuned_bf16 = variant == "tuned" and native_bf16()
-    done = train_trainer(rows, minilm_directory(), epochs=1, variant=variant, seed=seed, bf16=tuned_bf16)
+    options: dict[str, Any] = {"variant": variant, "bf16": variant == "tuned" and native_bf16()}
+    done = train_trainer(rows, minilm_directory(), epochs=1, kind=kind_of(name).peer, seed=seed, **options)
     return Timing(done.seconds, done.cpu_seconds, done.samples, done.cpu_seconds / done.steps)
 
 
@@ -207,11 +257,13 @@ def speed(options: argparse.Namespace, root: Path) -> None:
         random.Random(0).shuffle(rows)
         rows = rows[: options.rows]
         runs: dict[str, Callable[[], Timing]] = {
-            "ours": lambda rows=rows: time_ours(rows, 0),
-            "bare": lambda rows=rows: time_bare(rows, 0),
-            "stock": lambda rows=rows: time_peer(rows, 0, "stock"),
-            "tuned": lambda rows=rows: time_peer(rows, 0, "tuned"),
+            "ours": partial(time_ours, name, rows, 0),
+            "bare": partial(time_bare, name, rows, 0),
+            "stock": partial(time_peer, name, rows, 0, "stock"),
+            "tuned": partial(time_peer, name, rows, 0, "tuned"),
         }
+        if options.task == "ner":
+            runs["crf"] = partial(time_ours, name, rows, 0, crf=True)
         results[name] = {key: [vars(t) for t in found] for key, found in interleave(runs, options.repeats).items()}
         print(name, results[name], flush=True)
         write_speed(results, options)
@@ -241,8 +293,12 @@ def write_speed(results: dict[str, Any], options: argparse.Namespace) -> None:
         f"{'bf16 (ours, tuned)' if native_bf16() else 'fp32 everywhere, since this CPU has no bf16'}; stock is fp32. "
         "Over a bare loop: median CPU time of a step against a loop of ten lines with the same batches.",
     ]
+    for name, found in results.items():
+        if "crf" in found:
+            more = median_ratio([t["step"] for t in found["crf"]], [t["step"] for t in found["ours"]])
+            lines += ["", f"With a CRF on {name} a step takes {100 * (more.median - 1):+.1f} % CPU time ({more})."]
     payload = {"timings": results, "rows": options.rows, "threads": options.threads}
-    write_results("finetune_speed", payload, "\n".join(lines), data_directory=options.data)
+    write_results(f"{_RESULTS[options.task]}_speed", payload, "\n".join(lines), data_directory=options.data)
 
 
 def main() -> None:
@@ -250,7 +306,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("quality", "speed"))
     parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--task", choices=KINDS, default="classification")
+    parser.add_argument("--sets", nargs="+", help="some sets of the task instead of all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2, help="quality runs at a time, one thread each")
@@ -260,6 +317,9 @@ def main() -> None:
     options = parser.parse_args()
     root = data_root(options.data)
     options.data = str(root)
+    options.sets = options.sets or list(KINDS[options.task].sets)
+    if unknown := set(options.sets) - KINDS[options.task].sets.keys():
+        parser.error(f"{options.task} has the sets {', '.join(KINDS[options.task].sets)}, not {', '.join(unknown)}")
     quiet()
     {"quality": quality, "speed": speed}[options.what](options, root)
 

@@ -1,4 +1,4 @@
-"""The peer: sequence classification with the Hugging Face Trainer, as it comes and at its best on a CPU.
+"""The peer: fine-tuning with the Hugging Face Trainer, as it comes and at its best on a CPU.
 
 Both variants train the same model on the same rows with the same hyperparameters. Rows are tokenized before the clock
 starts, on either side of a comparison, and only the training loop is timed.
@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoTokenizer,
-    DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -32,11 +29,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.peer_tasks import PeerTask, SequencePeer
+
 Variant = Literal["stock", "tuned"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 
 _WARM_UP_ROWS = 64
-_UNKNOWN_LABEL = -100  # the loss ignores it, and no prediction equals it
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class PeerResult:
         samples: rows trained on, counted once per epoch.
         samples_per_second: samples by wall-clock seconds.
         steps: optimizer steps.
-        accuracy: accuracy on the rows given as `evaluate_on`, or None without any.
+        score: the task's metric on the rows given as `evaluate_on`, or None without any.
     """
 
     seconds: float
@@ -57,7 +55,7 @@ class PeerResult:
     samples: int
     samples_per_second: float
     steps: int
-    accuracy: float | None
+    score: float | None
 
 
 def minilm_directory() -> Path:
@@ -71,10 +69,11 @@ def minilm_directory() -> Path:
 
 
 def train_trainer(
-    rows_train: Sequence[Mapping[str, str]],
+    rows_train: Sequence[Mapping[str, Any]],
     model_directory: str | Path,
     *,
     epochs: int,
+    kind: type[PeerTask] = SequencePeer,
     batch_size: int = 32,
     learning_rate: float = 5e-5,
     variant: Variant = "stock",
@@ -83,11 +82,11 @@ def train_trainer(
     bf16: bool = False,
     matmul_precision: MatmulPrecision = "highest",
     max_steps: int | None = None,
-    evaluate_on: Sequence[Mapping[str, str]] | None = None,
+    evaluate_on: Sequence[Mapping[str, Any]] | None = None,
 ) -> PeerResult:
-    """Fine-tune a classifier with the Trainer and time its loop.
+    """Fine-tune with the Trainer and time its loop.
 
-    "stock" is what the documentation's text classification recipe gives: float32, random order, each batch padded to
+    "stock" is what the documentation's recipe gives: float32, random order, each batch padded to
     its longest row, and the defaults of TrainingArguments (fused AdamW, linear decay, gradients clipped to norm 1).
     "tuned" adds what a user can set for speed on a CPU: batches of rows of like length, bfloat16 autocast, the matrix
     multiplication precision, and no logging. Neither saves or evaluates while it trains.
@@ -95,9 +94,10 @@ def train_trainer(
     The process is left as it was found, except for the random number generators, which are seeded.
 
     Args:
-        rows_train: rows with "text" and "label".
+        rows_train: rows as the task takes them.
         model_directory: a model and its tokenizer, as `from_pretrained` takes it.
         epochs: passes over the rows.
+        kind: the task.
         batch_size: rows of a batch.
         learning_rate: the peak learning rate.
         variant: "stock" or "tuned".
@@ -109,23 +109,18 @@ def train_trainer(
         max_steps: stop after so many steps. Grouping sorts min(50, a quarter of the set's batches) at a time, longest
             first, so a part of such a run of batches says nothing: time whole runs or epochs, on sets of over 200
             batches. On 128 rows it does not group at all.
-        evaluate_on: rows to compute the accuracy on after training, outside the clock.
+        evaluate_on: rows to compute the metric on after training, outside the clock.
     """
     if variant == "stock" and (bf16 or matmul_precision != "highest"):
         raise ValueError("the stock variant is plain float32: bf16 and matmul_precision are for the tuned one")
-    labels = {label: index for index, label in enumerate(sorted({row["label"] for row in rows_train}))}
+    task = kind(rows_train)
     with _quiet_transformers(), _float32_matmul_precision(matmul_precision), tempfile.TemporaryDirectory() as scratch:
         tokenizer = AutoTokenizer.from_pretrained(model_directory)
 
-        def encode(rows: Sequence[Mapping[str, str]]) -> Dataset:
-            encoded = dict(tokenizer([row["text"] for row in rows], truncation=True, max_length=max_length))
-            return Dataset.from_dict(encoded | {"labels": [labels.get(r["label"], _UNKNOWN_LABEL) for r in rows]})
-
         def build(dataset: Dataset, epochs: int, max_steps: int | None = None) -> Trainer:
             set_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(model_directory, num_labels=len(labels))
             trainer = Trainer(
-                model=model,
+                model=task.model(model_directory),
                 args=TrainingArguments(
                     output_dir=scratch,
                     num_train_epochs=epochs,
@@ -141,12 +136,12 @@ def train_trainer(
                     **(_tuned_arguments(bf16) if variant == "tuned" else {}),
                 ),
                 train_dataset=dataset,
-                data_collator=DataCollatorWithPadding(tokenizer),
+                data_collator=task.collator(tokenizer),
             )
             trainer.remove_callback(PrinterCallback)
             return trainer
 
-        train_data = encode(rows_train)
+        train_data = task.encode(rows_train, tokenizer, max_length)
         # First use of kernels and allocator caches belongs to neither side.
         build(train_data.select(range(min(_WARM_UP_ROWS, len(train_data)))), 1).train()
         trainer, clock = build(train_data, epochs, max_steps), _LoopClock()
@@ -154,15 +149,15 @@ def train_trainer(
         gc.collect()
         trainer.train()
 
-        accuracy = None
+        score = None
         if evaluate_on:
-            output = trainer.predict(encode(evaluate_on))
+            output = trainer.predict(task.encode(evaluate_on, tokenizer, max_length))
             # Grouping by length reorders the rows of an evaluation too: compare with the labels it returns.
-            accuracy = float(np.mean(np.argmax(output.predictions, axis=-1) == output.label_ids))
+            score = task.score(output.predictions, output.label_ids)
         steps = trainer.state.global_step
         full_epochs, rest = divmod(steps, math.ceil(len(train_data) / batch_size))
         samples = full_epochs * len(train_data) + rest * batch_size
-        return PeerResult(clock.seconds, clock.cpu_seconds, samples, samples / clock.seconds, steps, accuracy)
+        return PeerResult(clock.seconds, clock.cpu_seconds, samples, samples / clock.seconds, steps, score)
 
 
 def _tuned_arguments(bf16: bool) -> dict[str, Any]:

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 
-from llm_arch import optim
+from llm_arch.adamw import AdamW
 from llm_arch.backbones.load import backbone_from
 from llm_arch.freezing import Freeze, freeze_backbone
+from llm_arch.gradients import clip_gradients, clip_values, scale_gradients
+from llm_arch.optim import make_embeddings_sparse, parameter_groups
+from llm_arch.schedules import Linear, Schedule
 from llm_arch.seeding import mix, run_seed
 from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, LossTerm, Pooling, Prediction, UserError
 
@@ -62,7 +65,7 @@ class Task(L.LightningModule):
         optimizer: OptimizerCallable | None = None,
         learning_rate: float | None = None,
         weight_decay: float | None = None,
-        lr_scheduler: optim.Schedule | None = None,
+        lr_scheduler: Schedule | None = None,
         loss_terms: Sequence[LossTerm] = (),
         freeze: Freeze = "none",
         dropout: float | None = None,
@@ -90,7 +93,7 @@ class Task(L.LightningModule):
         self.optimizer_callable = optimizer
         self.learning_rate = _RATE_TIMES_WIDTH / self.backbone.hidden_size if learning_rate is None else learning_rate
         self.weight_decay = DEFAULT_WEIGHT_DECAY if weight_decay is None else weight_decay
-        self.lr_scheduler = lr_scheduler if lr_scheduler is not None else optim.Linear(warmup=0.1)
+        self.lr_scheduler = lr_scheduler if lr_scheduler is not None else Linear(warmup=0.1)
         self.loss_terms = list(loss_terms)
         freeze_backbone(self.backbone, freeze)
         self.evaluated: Metric = self.head.metrics()
@@ -187,7 +190,7 @@ class Task(L.LightningModule):
         self._denominator = 0.0
         # Lightning has divided by the accumulation, and DDP by the ranks.
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (float(counted) or 1.0)
-        optim.scale_gradients(_parameters(optimizer), factor)
+        scale_gradients(_parameters(optimizer), factor)
 
     def configure_gradient_clipping(
         self,
@@ -201,20 +204,20 @@ class Task(L.LightningModule):
         if getattr(self.trainer.strategy, "strategy_name", "") in ("fsdp", "deepspeed"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":
-            optim.clip_values(_parameters(optimizer), float(gradient_clip_val))
+            clip_values(_parameters(optimizer), float(gradient_clip_val))
         else:
-            optim.clip_gradients(_parameters(optimizer), float(gradient_clip_val))
+            clip_gradients(_parameters(optimizer), float(gradient_clip_val))
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule."""
-        groups = optim.parameter_groups(self, self.weight_decay)
+        groups = parameter_groups(self, self.weight_decay)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 module.sparse = False  # set by an earlier fit; not every optimizer takes sparse gradients
         if self.optimizer_callable is None:
             if self.trainer.world_size == 1 and self.device.type == "cpu":
-                optim.make_embeddings_sparse(self)
-            optimizer: Optimizer = optim.AdamW(groups, lr=self.learning_rate)
+                make_embeddings_sparse(self)
+            optimizer: Optimizer = AdamW(groups, lr=self.learning_rate)
         else:
             for group in groups:
                 if group["weight_decay"]:
@@ -248,7 +251,8 @@ class Task(L.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss` and `val/<metric>`."""
+        """Let the head tune its decision, then log `val/loss` and `val/<metric>`."""
+        self.head.calibrate(self.evaluated)
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:

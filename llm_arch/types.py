@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -107,9 +107,11 @@ class Batch:
         index: (B,) row number of each sequence in its data set.
         token_type_ids: (T,) 0 for the first text of a pair and 1 for the second, or None.
         valid: (T,) True for real tokens, or None in the flat layout, where all are.
-        labels: what the head needs to compute its loss, by name; first dimension B, T or W.
+        labels: what the head needs to compute its loss, by name; first dimension B, R, T or W, or told by other labels.
         words: the words of the rows, for tasks that say something of each word; else None.
         rows: R, the number of rows; below B where long rows were split into windows, which then follow each other.
+        texts: what metrics over texts need of each row, by name, R values each: its text, the right answers. Never on
+            a device.
     """
 
     input_ids: Tensor
@@ -123,6 +125,7 @@ class Batch:
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     words: Words | None = None
     rows: int = -1
+    texts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rows < 0:
@@ -329,9 +332,19 @@ class Head(Configured, nn.Module, ABC):
     def metric_inputs(self, logits: Tensor, batch: Batch) -> tuple[Any, ...]:
         """What the metric's `update` takes for one batch."""
 
+    def calibrate(self, metric: Metric) -> None:  # noqa: B027 - a hook: most heads decide without a threshold
+        """Called when all validation rows are counted and before `metric.compute`, for heads that tune a decision.
+
+        What is tuned belongs into a buffer, so that it is kept with the weights. Other ranks' counts are in the metric
+        only within its `sync_context`.
+
+        Args:
+            metric: what `metrics` made.
+        """
+
     @abstractmethod
     def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
-        """One typed prediction a sequence."""
+        """One typed prediction a row."""
 
 
 class LossTerm(Configured, ABC):

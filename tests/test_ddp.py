@@ -22,7 +22,7 @@ from torch.optim import SGD
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.inference.predictor import predict
-from llm_arch.optim import Constant
+from llm_arch.schedules import Constant
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import LabelSpace

@@ -7,12 +7,12 @@ import lightning as L
 import pytest
 import torch
 
+from llm_arch.adamw import AdamW
 from llm_arch.callbacks.checkpoint import Checkpoint
-from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
-from llm_arch.optim import AdamW, make_embeddings_sparse
+from llm_arch.optim import make_embeddings_sparse
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import LabelSpace

@@ -16,11 +16,12 @@ from torch.nn.functional import cross_entropy, linear
 from torch.optim import SGD
 from transformers import AutoTokenizer
 
+from llm_arch.adamw import AdamW
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.inference.predictor import predict
 from llm_arch.locate import locate
-from llm_arch.optim import AdamW, Constant
+from llm_arch.schedules import Constant
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import LabelSpace, Loss, LossTerm, UserError

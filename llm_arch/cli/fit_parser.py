@@ -17,7 +17,7 @@ from llm_arch.cli.explain_error import constructor_error, explain, parameters_of
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.data.module import DataModule
 from llm_arch.heads.classification import SequenceClassification
-from llm_arch.optim import Schedule
+from llm_arch.schedules import Schedule
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import Backbone, Head, LossTerm, UserError
