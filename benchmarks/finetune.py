@@ -32,7 +32,7 @@ from benchmarks.measure import interleave, mean_std, median_ratio, native_bf16, 
 from benchmarks.peer_tasks import PeerTask, SequencePeer, TokenPeer
 from benchmarks.peer_trainer import minilm_directory, train_trainer
 from llm_arch import Task, Trainer
-from llm_arch.adamw import AdamW
+from llm_arch.adamw import RowAdamW
 from llm_arch.cli.quiet import quiet
 from llm_arch.data import DataModule, TextClassificationData, TokenClassificationData
 from llm_arch.gradients import clip_gradients
@@ -218,7 +218,7 @@ def time_bare(name: str, rows: list[Row], seed: int) -> Timing:
         task = Task(str(minilm_directory()), kind_of(name).head, data.label_space)
         task.train()
         make_embeddings_sparse(task)
-        optimizer = AdamW(parameter_groups(task, task.weight_decay), lr=task.learning_rate)
+        optimizer = RowAdamW(parameter_groups(task, task.weight_decay), lr=task.learning_rate)
         parameters = list(task.parameters())
         loader = data.train_dataloader()
         schedule = task.lr_scheduler(optimizer, len(loader))

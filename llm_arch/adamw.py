@@ -27,8 +27,10 @@ class _Workspace(NamedTuple):
     grads_CD: Tensor
 
 
-class AdamW(Optimizer):
+class RowAdamW(Optimizer):
     """AdamW (Loshchilov & Hutter 2019): torch's fused one, which here also takes the sparse gradients of embeddings.
+
+    The default of `Task` on one CPU process; `--model.optimizer AdamW` is torch's own.
 
     A sparse gradient (`nn.Embedding(sparse=True)`) gives the update that the same gradient with its zeros written out
     would give (the same bits where D is a multiple of 16), at the cost of the active rows only: a row that never had a

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llm_arch.adamw import AdamW
+from llm_arch.adamw import RowAdamW
 from llm_arch.schedules import Constant, Cosine, Linear, Schedule
 from llm_arch.types import UserError
 
-__all__ = ["AdamW", "Constant", "Cosine", "Linear", "Schedule", "make_embeddings_sparse", "parameter_groups"]
+__all__ = ["Constant", "Cosine", "Linear", "RowAdamW", "Schedule", "make_embeddings_sparse", "parameter_groups"]
 
 SPARSE_FROM_ROWS = 1000  # below this a dense gradient costs next to nothing
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 
-from llm_arch.adamw import AdamW
+from llm_arch.adamw import RowAdamW
 from llm_arch.backbones.load import backbone_from
 from llm_arch.freezing import Freeze, freeze_backbone
 from llm_arch.gradients import clip_gradients, clip_values, scale_gradients
@@ -217,7 +217,7 @@ class Task(L.LightningModule):
         if self.optimizer_callable is None:
             if self.trainer.world_size == 1 and self.device.type == "cpu":
                 make_embeddings_sparse(self)
-            optimizer: Optimizer = AdamW(groups, lr=self.learning_rate)
+            optimizer: Optimizer = RowAdamW(groups, lr=self.learning_rate)
         else:
             for group in groups:
                 if group["weight_decay"]:

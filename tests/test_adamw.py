@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_arch.adamw import AdamW
+from llm_arch.adamw import RowAdamW
 from llm_arch.gradients import clip_gradients, scale_gradients
 from llm_arch.optim import parameter_groups
 from llm_arch.types import UserError
@@ -31,7 +31,7 @@ def test_dense_steps_are_torchs():
     torchs = copy.deepcopy(ours)
     options = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}
     optimizers = [
-        AdamW(parameter_groups(ours, 0.1), **options),
+        RowAdamW(parameter_groups(ours, 0.1), **options),
         torch.optim.AdamW(parameter_groups(torchs, 0.1), fused=True, **options),
     ]
     for step in range(20):
@@ -44,7 +44,7 @@ def test_dense_steps_are_torchs():
 
 
 def test_defaults():
-    group = AdamW([nn.Parameter(torch.zeros(1))]).param_groups[0]
+    group = RowAdamW([nn.Parameter(torch.zeros(1))]).param_groups[0]
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (2e-4, (0.9, 0.999), 1e-8, 0.01)
 
 
@@ -52,7 +52,7 @@ def test_updates_follow_the_formula():
     lr, beta1, beta2, eps, decay = 0.1, 0.9, 0.99, 1e-3, 0.2
     theta, m, v = 1.5, 0.0, 0.0
     weight = nn.Parameter(torch.tensor([theta], dtype=torch.float64))
-    optimizer = AdamW([weight], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay)
+    optimizer = RowAdamW([weight], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay)
     for step, grad in enumerate([0.3, -2.0, 0.0, 1e-4], start=1):
         weight.grad = torch.tensor([grad], dtype=torch.float64)
         optimizer.step()
@@ -65,7 +65,7 @@ def test_updates_follow_the_formula():
 
 def test_closure_is_run_with_gradients():
     weight = nn.Parameter(torch.tensor([2.0]))
-    optimizer = AdamW([weight], lr=0.1, weight_decay=0.0)
+    optimizer = RowAdamW([weight], lr=0.1, weight_decay=0.0)
 
     def closure():
         loss = weight.square().sum()
@@ -80,7 +80,7 @@ def test_closure_is_run_with_gradients():
 def test_wrong_settings_are_refused(wrong):
     (name, value), *_ = wrong.items()
     with pytest.raises(UserError, match=f"{name}={value}".replace("(", r"\(").replace(")", r"\)")):
-        AdamW([nn.Parameter(torch.zeros(1))], **wrong)
+        RowAdamW([nn.Parameter(torch.zeros(1))], **wrong)
 
 
 # Sparse gradients
@@ -130,7 +130,7 @@ def test_sparse_steps_equal_dense_steps_with_the_zeros_written_out(rows, width, 
 
     sparse, dense = Lookup(rows, width, True, dtype), Lookup(rows, width, False, dtype)
     start = sparse.embedding.weight.detach().clone()
-    ours = AdamW(parameter_groups(sparse, 0.1), lr=0.01)
+    ours = RowAdamW(parameter_groups(sparse, 0.1), lr=0.01)
     torchs = torch.optim.AdamW(parameter_groups(dense, 0.1), lr=0.01, fused=True)
     for steps in (range(4), range(4, 60)):
         train(sparse, ours, steps, upper=upper, count=count)
@@ -150,7 +150,7 @@ def test_sparse_steps_equal_dense_steps_with_the_zeros_written_out(rows, width, 
 
 def test_clipped_sparse_training_equals_dense_to_rounding():
     sparse, dense = Lookup(300, 16, True), Lookup(300, 16, False)
-    train(sparse, AdamW(parameter_groups(sparse, 0.1), lr=0.01), range(50), upper=200, count=40, clip=True)
+    train(sparse, RowAdamW(parameter_groups(sparse, 0.1), lr=0.01), range(50), upper=200, count=40, clip=True)
     reference = torch.optim.AdamW(parameter_groups(dense, 0.1), lr=0.01, fused=True)
     train(dense, reference, range(50), upper=200, count=40, clip=True)
     for a, b in zip(sparse.parameters(), dense.parameters(), strict=True):
@@ -159,7 +159,7 @@ def test_clipped_sparse_training_equals_dense_to_rounding():
 
 def test_a_row_goes_on_by_momentum_and_rests_without_gradient():
     model = Lookup(20, 4, True)
-    optimizer = AdamW(parameter_groups(model, 0.0), lr=0.01)
+    optimizer = RowAdamW(parameter_groups(model, 0.0), lr=0.01)
     weight = model.embedding.weight
     model(torch.tensor([3])).backward()
     optimizer.step()
@@ -177,7 +177,7 @@ def test_a_row_goes_on_by_momentum_and_rests_without_gradient():
 
 def test_a_first_gradient_without_entries_counts_as_a_step():
     model = Lookup(20, 4, True)
-    optimizer = AdamW(parameter_groups(model, 0.0))
+    optimizer = RowAdamW(parameter_groups(model, 0.0))
     before = model.embedding.weight.detach().clone()
     model(torch.zeros(0, dtype=torch.long)).backward()
     optimizer.step()
@@ -187,7 +187,7 @@ def test_a_first_gradient_without_entries_counts_as_a_step():
 
 def test_accumulated_sparse_gradients_equal_dense():
     sparse, dense = Lookup(50, 8, True), Lookup(50, 8, False)
-    for model, kind in ((sparse, AdamW), (dense, torch.optim.AdamW)):
+    for model, kind in ((sparse, RowAdamW), (dense, torch.optim.AdamW)):
         optimizer = kind(parameter_groups(model, 0.1), lr=0.01)
         for ids in ([1, 2, 2], [2, 7], [0, 1]):
             model(torch.tensor(ids)).backward()
@@ -200,7 +200,7 @@ def test_accumulated_sparse_gradients_equal_dense():
 def test_resumed_training_is_bit_identical(dtype, stop):
     def start():
         model = Lookup(1500, 8, True, dtype)
-        return model, AdamW(parameter_groups(model, 0.1), lr=0.01)
+        return model, RowAdamW(parameter_groups(model, 0.1), lr=0.01)
 
     def run(model, optimizer, steps):
         train(model, optimizer, steps, upper=1500, count=60, clip=True)
@@ -222,7 +222,7 @@ def test_resumed_training_is_bit_identical(dtype, stop):
 
 def test_state_is_as_large_as_the_active_rows():
     model = Lookup(5000, 4, True)
-    optimizer = AdamW(parameter_groups(model, 0.0))
+    optimizer = RowAdamW(parameter_groups(model, 0.0))
     train(model, optimizer, range(30), upper=100, count=20)
     state = optimizer.state[model.embedding.weight]
     assert 50 < len(state["rows"]) < 100
@@ -231,7 +231,7 @@ def test_state_is_as_large_as_the_active_rows():
 
 def test_copies_go_on_alike():
     model = Lookup(40, 4, True)
-    optimizer = AdamW(parameter_groups(model, 0.1), lr=0.01)
+    optimizer = RowAdamW(parameter_groups(model, 0.1), lr=0.01)
     train(model, optimizer, range(6), upper=30, count=9)
     for twin, twin_optimizer in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
         reference, reference_optimizer = copy.deepcopy((model, optimizer))
@@ -242,7 +242,7 @@ def test_copies_go_on_alike():
 
 def test_sparse_gradients_with_weight_decay_are_refused():
     embedding = nn.Embedding(20, 4, sparse=True)
-    optimizer = AdamW(embedding.parameters(), weight_decay=0.1)
+    optimizer = RowAdamW(embedding.parameters(), weight_decay=0.1)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"weight_decay=0.1 with a sparse gradient.*parameter_groups"):
         optimizer.step()
@@ -251,7 +251,7 @@ def test_sparse_gradients_with_weight_decay_are_refused():
 @pytest.mark.parametrize(("first", "message"), [(True, "was sparse and is now dense"), (False, "was dense .* sparse")])
 def test_a_gradient_may_not_change_its_kind(first, message):
     embedding = nn.Embedding(20, 4, sparse=first)
-    optimizer = AdamW(embedding.parameters(), weight_decay=0.0)
+    optimizer = RowAdamW(embedding.parameters(), weight_decay=0.0)
     embedding(torch.tensor([1, 2])).sum().backward()
     optimizer.step()
     optimizer.zero_grad()

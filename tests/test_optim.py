@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from llm_arch import optim, schedules
-from llm_arch.adamw import AdamW
+from llm_arch.adamw import RowAdamW
 from llm_arch.optim import make_embeddings_sparse, parameter_groups
 from llm_arch.types import UserError
 
@@ -105,7 +105,7 @@ def test_only_fitting_embeddings_become_sparse():
 def test_an_embedding_used_as_matrix_still_trains():
     embedding = nn.Embedding(1000, 4)
     assert make_embeddings_sparse(embedding) == [""]
-    optimizer = AdamW(embedding.parameters(), weight_decay=0.0)
+    optimizer = RowAdamW(embedding.parameters(), weight_decay=0.0)
     for _ in range(2):  # a dense gradient added to a sparse one is dense
         (embedding(torch.tensor([1, 2])).sum() + embedding.weight.square().sum()).backward()
         assert not embedding.weight.grad.is_sparse
@@ -117,7 +117,7 @@ def test_an_embedding_used_as_matrix_still_trains():
 
 
 def test_the_optimizer_is_at_its_short_path():
-    assert optim.AdamW is AdamW
+    assert optim.RowAdamW is RowAdamW
 
 
 @pytest.mark.parametrize("name", ["Linear", "Cosine", "Constant"])

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 
-from llm_arch.adamw import AdamW
+from llm_arch.adamw import RowAdamW
 from llm_arch.callbacks.checkpoint import Checkpoint
 from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.data.classification import TextClassificationData
@@ -288,7 +288,7 @@ def test_sparse_state_survives_saving():
     """torch casts a loaded state to the dtype of the weights, row numbers too."""
     table = torch.nn.Embedding(1000, 1)
     assert make_embeddings_sparse(table) == [""]
-    optimizer, other = (AdamW(table.parameters(), lr=0.1, weight_decay=0.0) for _ in range(2))
+    optimizer, other = (RowAdamW(table.parameters(), lr=0.1, weight_decay=0.0) for _ in range(2))
     table(torch.tensor([999, 2])).sum().backward()
     optimizer.step()
     other.load_state_dict(optimizer.state_dict())

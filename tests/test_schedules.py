@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from llm_arch.adamw import AdamW
+from llm_arch.adamw import RowAdamW
 from llm_arch.schedules import Constant, Cosine, Linear, Schedule
 from llm_arch.types import UserError
 
@@ -58,7 +58,7 @@ def test_schedules_rise_then_fall(warmup, steps):
 def test_scheduler_sets_the_rates_and_resumes(schedule: Schedule):
     def start():
         weight = nn.Parameter(torch.zeros(1))
-        optimizer = AdamW([{"params": [weight], "lr": 0.5}, {"params": [nn.Parameter(torch.zeros(1))]}], lr=0.25)
+        optimizer = RowAdamW([{"params": [weight], "lr": 0.5}, {"params": [nn.Parameter(torch.zeros(1))]}], lr=0.25)
         return optimizer, schedule(optimizer, 8)
 
     def rates(optimizer, scheduler, steps):
@@ -89,8 +89,8 @@ def test_scheduler_sets_the_rates_and_resumes(schedule: Schedule):
         (lambda: Cosine(math.nan), "warmup .* got nan"),
         (lambda: Cosine(math.inf), "warmup .* got inf"),
         (lambda: Linear(final=1.1), "final .* got 1.1"),
-        (lambda: Linear()(AdamW([nn.Parameter(torch.zeros(1))]), 0), "at least 1, got 0"),
-        (lambda: Linear()(AdamW([nn.Parameter(torch.zeros(1))]), math.inf), "at least 1, got inf"),
+        (lambda: Linear()(RowAdamW([nn.Parameter(torch.zeros(1))]), 0), "at least 1, got 0"),
+        (lambda: Linear()(RowAdamW([nn.Parameter(torch.zeros(1))]), math.inf), "at least 1, got inf"),
     ],
 )
 def test_schedules_refuse_wrong_numbers(make, message):

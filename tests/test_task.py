@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, linear
 from torch.optim import SGD
 from transformers import AutoTokenizer
 
-from llm_arch.adamw import AdamW
+from llm_arch.adamw import RowAdamW
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.inference.predictor import predict
@@ -245,7 +245,7 @@ def test_default_optimizer_and_schedule(data, tmp_path):
     trainer = trainer_of(tmp_path, max_epochs=5, logger=None, log_every_n_steps=1)
     trainer.fit(task, datamodule=data(batch_size=2))  # 5 epochs of 4 steps
     (optimizer,) = trainer.optimizers
-    assert type(optimizer) is AdamW
+    assert type(optimizer) is RowAdamW
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     assert decays == {"decay": 0.01, "no_decay": 0.0, "embeddings": 0.0}
     rate = 1e-4 * 384 / 32  # by width: 1e-4 at 384
