@@ -16,7 +16,7 @@ PACKAGE = Path(llm_arch.__file__).parent
 # A module may import from its own layer and those above it in this list; a folder stands for all modules in it.
 LAYERS = (
     ("types", "seeding", "locate", "tags"),
-    ("model_directory", "compression", "data", "optim", "precision", "allocator"),
+    ("model_directory", "compression", "data", "optim", "adamw", "schedules", "gradients", "precision", "allocator"),
     ("backbones", "heads", "losses", "freezing"),
     ("task",),
     ("inference", "callbacks"),
@@ -28,13 +28,14 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Files of these folders are alternatives to each other, and are composed from YAML: none may import another. What they
 # share is listed here. (Verbs are known by name, and the rest of cli/ is what they share.)
 SUPPORTING = {
-    "backbones": {"dropout", "grouped", "load", "packed", "presets", "scratch", "vectors"},
+    "backbones": {"dropout", "grouped", "load", "loading", "packed", "presets", "probe", "scratch", "vectors"},
     "callbacks": {"monitor"},
     "compression": set(),
     "data": {
         "batching",
         "collate",
         "conll",
+        "files",
         "format",
         "loader",
         "module",
@@ -58,7 +59,7 @@ SUPPORTING = {
 EXCEPTIONS = {("llm_arch.backbones.load", "llm_arch.backbones.pretrained")}
 
 # The only modules that may use names of transformers that are not public.
-TRANSFORMERS_INSIDE = {"llm_arch.backbones.pretrained", "llm_arch.backbones.packed"}
+TRANSFORMERS_INSIDE = {"llm_arch.backbones.loading"}
 _OPEN = {*dir(nn.Module), *dir(object)}
 _CLASSES = (PreTrainedModel, PreTrainedConfig, PreTrainedTokenizerFast, GenerationConfig)
 PRIVATE = {
@@ -261,7 +262,7 @@ def test_rule_finds(rule, module, bad):
         ("llm_arch.data.squad", "from llm_arch.data.module import DataModule\nfrom .sources import Source"),
         ("llm_arch.heads", "from llm_arch.heads.classification import x"),
         ("llm_arch.types", "import json, torch.nn\nif TYPE_CHECKING:\n    from torchmetrics import Metric"),
-        ("llm_arch.backbones.pretrained", "config._attn_implementation = 'sdpa'"),
+        ("llm_arch.backbones.loading", "config._attn_implementation = 'sdpa'"),
         ("llm_arch.task", "self._mark = 1\nmodule._parameters"),
     ],
 )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
 from llm_arch.backbones.vectors import read_vectors, vocabulary_size
+from llm_arch.backbones.vocabulary import new_rows
 from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.types import Backbone, Batch, UserError
 
@@ -88,6 +89,13 @@ class ScratchBackbone(Backbone):
     def embeddings(self) -> nn.Embedding:
         """The token embeddings (V, E)."""
         return self.words
+
+    def grow(self, vocabulary: int) -> None:
+        """Make room for tokens that were added to the tokenizer; new embeddings lie near the mean of the old ones."""
+        old_VE = self.words.weight
+        if vocabulary > len(old_VE):
+            rows = torch.cat([old_VE.detach(), new_rows(old_VE, vocabulary - len(old_VE))])
+            self.words = nn.Embedding.from_pretrained(rows, freeze=not old_VE.requires_grad)
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from llm_arch.cli.options import model_parser, parse
 from llm_arch.types import UserError
 
 if TYPE_CHECKING:
+    from llm_arch.data.module import DataModule
     from llm_arch.data.sources import Row
 
 
@@ -24,7 +25,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = model_parser("llm-arch predict", "Predict with a saved model: one JSON object a line, in input order.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", help="one text, or several")
-    source.add_argument("--input", metavar="FILE", help="a .jsonl, .csv, .tsv or .parquet file, or hub:NAME:SPLIT")
+    source.add_argument(
+        "--input",
+        metavar="FILE",
+        help="a .jsonl, .csv, .tsv or .parquet file, one of another kind that the model was trained on (CoNLL), "
+        "or hub:NAME:SPLIT",
+    )
     parser.add_argument("--output", metavar="FILE", help="write here instead of the terminal; all or nothing")
     return parser
 
@@ -39,8 +45,8 @@ def run(arguments: list[str]) -> None:
     from llm_arch.inference.predictor import Predictor
 
     predictor = Predictor(load(options.model, trust=tuple(options.trust)))
-    columns = [name for name, always in predictor.model.data.columns.items() if always]
-    read = _rows(options, columns)
+    data = predictor.model.data
+    read = _rows(options, data)
     waiting: dict[int, Row] = {}
 
     def remembered() -> Iterator[Mapping[str, Any]]:
@@ -52,23 +58,29 @@ def run(arguments: list[str]) -> None:
         try:
             for prediction in predictor.stream(remembered()):
                 values = waiting.pop(prediction.index).values  # written and forgotten: memory stays flat
-                line = {name: values[name] for name in columns} | prediction.to_dict()
+                line = {name: values[name] for name in _needed(data.columns_of(values))} | prediction.to_dict()
                 sink.write(json.dumps(line, ensure_ascii=False) + "\n")
         except UserError as error:
             raise UserError(_with_line(str(error), options.input, waiting)) from error
     if predictor.truncated:
         print(
-            f"note: texts longer than {predictor.model.data.max_length} tokens were cut: {predictor.truncated}",
+            f"note: texts longer than {data.max_length} tokens were cut: {predictor.truncated}",
             file=sys.stderr,
         )
 
 
-def _rows(options: argparse.Namespace, columns: list[str]) -> Iterator[Row]:
+def _needed(columns: Mapping[str, bool]) -> list[str]:
+    """The columns that prediction needs."""
+    return [name for name, always in columns.items() if always]
+
+
+def _rows(options: argparse.Namespace, data: DataModule) -> Iterator[Row]:
     from llm_arch.cli.rows import rows_of
     from llm_arch.data.sources import Row
 
     if options.input:
-        return rows_of(options.input)
+        return rows_of(data.source(options.input))
+    columns = _needed(data.columns)
     if len(columns) > 1:
         raise UserError(f"this model takes {' and '.join(columns)}; give them as columns of a file with --input")
     for number, text in enumerate(options.text, start=1):

@@ -8,13 +8,13 @@ from llm_arch.data.sources import Row, Source
 from llm_arch.types import UserError
 
 
-def rows_of(name: str, language: str = "en") -> Iterator[Row]:
+def rows_of(source: Source) -> Iterator[Row]:
     """The rows of a source; stops at the first that can't be read, naming its line."""
     empty = True
-    for row in Source(name, language).rows():
+    for row in source.rows():
         empty = False
         if row.fault:
-            raise UserError(f"{name}, line {row.line}: {row.fault}")
+            raise UserError(f"{source.name}, line {row.line}: {row.fault}")
         yield row
     if empty:
-        raise UserError(f"{name} has no rows; add some, or name another file")
+        raise UserError(f"{source.name} has no rows; add some, or name another file")

@@ -2,5 +2,6 @@
 
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.data.module import DataModule
+from llm_arch.data.tokens import TokenClassificationData
 
-__all__ = ["DataModule", "TextClassificationData"]
+__all__ = ["DataModule", "TextClassificationData", "TokenClassificationData"]

@@ -1,6 +1,8 @@
 """Which rows make up which batch: a pure function of (seed, epoch), the same on any number of devices.
 
-A unit is what must stay together in one batch: a row, or the windows of one document.
+A unit is what must stay together in one batch: a row, which may be the windows of one document. The length of such a
+row is that of all its windows together. In the padded layout it then counts as one sequence of that length, so that
+budgets and shares of padding are rough where rows have several windows: no batch grows by more than a window a row.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from llm_arch.data.labels import in_order, label_fault, unknown_label
 from llm_arch.data.module import DataModule
 from llm_arch.types import LabelSpace, UserError
 
@@ -73,10 +73,8 @@ class TextClassificationData(DataModule):
         if labelled:
             label = values[self.label_column]
             for one in label if isinstance(label, list) else [label]:
-                if one is None or isinstance(one, dict | list | float):
-                    return f"{self.label_column!r} holds {one!r}, which is no label; fix the row"
-                if not str(one).strip():
-                    return f"{self.label_column!r} is empty; fix the row"
+                if fault := label_fault(one, self.label_column):
+                    return fault
         return None
 
     def texts(self, values: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -97,9 +95,9 @@ class TextClassificationData(DataModule):
             return list(dict.fromkeys(filter(None, parts)))
         return [str(cell).strip()]
 
-    def labels_of(self, kept: Mapping[str, Any]) -> list[str]:
+    def labels_of(self, stored: Mapping[str, Any]) -> list[str]:
         """The label names of a row; an empty set counts under its own name, so that it is not lost."""
-        return list(kept["labels"]) if len(kept["labels"]) == 1 else [*kept["labels"], _SEVERAL]
+        return list(stored["labels"]) if len(stored["labels"]) == 1 else [*stored["labels"], _SEVERAL]
 
     @cached_property
     def label_space(self) -> LabelSpace:
@@ -110,7 +108,7 @@ class TextClassificationData(DataModule):
             return LabelSpace(tuple(self.given_labels), None, self.label_delimiter is not None)
         counts = {k: n for k, (n, _) in self.load_source(self.sources["train"])[1]["labels"].items()}
         multi = counts.pop(_SEVERAL, 0) > 0 or self.label_delimiter is not None
-        names = self.given_labels or sorted(counts, key=_by_number)
+        names = self.given_labels or in_order(counts)
         return LabelSpace(tuple(names), tuple(counts.get(name, 0) for name in names), multi)
 
     def check(self, name: str, facts: dict[str, Any]) -> None:
@@ -120,11 +118,7 @@ class TextClassificationData(DataModule):
             if label == _SEVERAL and not space.multi:
                 raise UserError(f"{name}, line {line}: carries several labels (or none), the training rows one each")
             if label != _SEVERAL and label not in space.names:
-                where = "in data.labels" if self.given_labels else "in the training rows"
-                raise UserError(
-                    f"{name}, line {line}: the label {label!r} ({count} rows) does not occur {where}; "
-                    f"known labels: {', '.join(space.names[:12])}{' …' if len(space) > 12 else ''}"
-                )
+                raise unknown_label(name, line, label, count, space, given=bool(self.given_labels))
 
     def label_tensors(self, columns: Mapping[str, list[Any]]) -> dict[str, Tensor]:
         """`label`: (B,) classes, or (B, C) zeros and ones for sets of labels."""
@@ -152,12 +146,3 @@ class TextClassificationData(DataModule):
 
 # Counts rows that carry several labels or none; no label can be named so, since label names are stripped.
 _SEVERAL = " several"
-
-
-def _by_number(name: str) -> tuple[int, float, str]:
-    try:
-        value = float(name)
-    except ValueError:
-        value = math.nan
-    # "nan" and "inf" are numbers to Python, but words to whoever named a label so.
-    return (0, value, name) if math.isfinite(value) else (1, 0.0, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +13,14 @@ from typing import Any, Literal
 import pyarrow as pa
 from torch import Tensor
 
-from llm_arch.data.progress import progress
+from llm_arch.data.reading import encoded_rows, note_bad_row
 from llm_arch.data.sources import Row, Source
 from llm_arch.data.store import key_of, stored
 from llm_arch.data.tokenizers import fingerprint, load_tokenizer
-from llm_arch.types import Configured, LabelSpace, UserError
+from llm_arch.types import Configured, LabelSpace, Prediction, UserError
 
 # Raise when the meaning of stored rows changes: older caches are then made anew.
-_STORE_VERSION = 2
-_CHUNK = 1000
-_KEPT_BAD_ROWS = 10_000
+_STORE_VERSION = 3
 
 
 class RowFormat(Configured, ABC):
@@ -34,7 +32,14 @@ class RowFormat(Configured, ABC):
         language: language of the embedded set.
         on_bad_row: `error` stops at a row that can't be used, `skip` leaves it out and counts it.
         cache: folder of the cache.
+
+    Attributes:
+        column_options: the options that name columns, for a message about one that is not there.
+        added_tokens: special tokens that the format adds to any tokenizer, such as markers.
     """
+
+    column_options = "--data.text_column, --data.label_column"
+    added_tokens: tuple[str, ...] = ()
 
     def __init__(
         self, tokenizer: str | None, max_length: int, language: str, on_bad_row: Literal["error", "skip"], cache: Path
@@ -55,7 +60,7 @@ class RowFormat(Configured, ABC):
     @property
     @abstractmethod
     def schema(self) -> dict[str, pa.DataType]:
-        """Stored columns beyond `input_ids`, `token_type_ids`, `line` and `key`."""
+        """Stored columns beyond `input_ids`, `token_type_ids`, `line` and `key`; from `kept`, or from `encode`."""
 
     @abstractmethod
     def fault(self, values: Mapping[str, Any], labelled: bool) -> str | None:
@@ -73,13 +78,43 @@ class RowFormat(Configured, ABC):
     def label_tensors(self, columns: Mapping[str, list[Any]]) -> dict[str, Tensor]:
         """The labels of a batch as the head wants them."""
 
+    def metric_texts(self, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """What metrics over texts need of a batch, by name, a value for each row: goes into `Batch.texts`."""
+        return {}
+
     @property
     @abstractmethod
     def label_space(self) -> LabelSpace:
         """The labels, discovered in the training rows or given."""
 
-    def labels_of(self, kept: Mapping[str, Any]) -> list[str]:
-        """The labels of one row, to be counted."""
+    def columns_of(self, values: Mapping[str, Any]) -> dict[str, bool]:
+        """As `columns`, for one row, in formats that take rows of several kinds."""
+        return self.columns
+
+    def source(self, name: str) -> Source:
+        """Where rows come from, for formats that read files of their own kind."""
+        return Source(name, self.language, columns=self.columns)
+
+    def rows(self, source: Source, labelled: bool, facts: dict[str, Any]) -> Iterable[Row]:
+        """The rows of a source, for formats that must see all before they understand one.
+
+        Args:
+            source: where they are.
+            labelled: whether labels are needed.
+            facts: what is found out on the way may be added here, JSON-able.
+        """
+        return source.rows()
+
+    def group(self, values: Mapping[str, Any]) -> Any:
+        """What rows that belong together have in common: all on one side when a split is cut off. Here: their texts."""
+        return self.texts(values)
+
+    def labels_of(self, stored: Mapping[str, Any]) -> list[str]:
+        """The labels of one row, to be counted, from its columns of `schema`."""
+        return []
+
+    def notes(self, source: str, facts: Mapping[str, Any]) -> list[str]:
+        """What a person should know of a source, as sentences."""
         return []
 
     def check(self, name: str, facts: dict[str, Any]) -> None:  # noqa: B027 - a hook
@@ -89,6 +124,10 @@ class RowFormat(Configured, ABC):
         """The arguments that reading new rows for a trained model needs, JSON-able."""
         return {"max_length": self.max_length, "language": self.language}
 
+    def complete(self, prediction: Prediction, texts: tuple[str, str | None]) -> Prediction:
+        """A prediction with what only the texts of its row can tell, such as the words of a span."""
+        return prediction
+
     # Tokens
 
     @cached_property
@@ -96,17 +135,36 @@ class RowFormat(Configured, ABC):
         """The fast tokenizer."""
         if self.tokenizer_name is None:
             raise UserError("data.tokenizer is not set, and the backbone names none: name a tokenizer directory")
-        return load_tokenizer(self.tokenizer_name)
+        tokenizer = load_tokenizer(self.tokenizer_name)
+        if self.added_tokens:
+            tokenizer.add_special_tokens(
+                {"extra_special_tokens": list(self.added_tokens)}, replace_extra_special_tokens=False
+            )
+        return tokenizer
 
-    def encode(self, pairs: list[tuple[str, str | None]]) -> tuple[dict[str, list[Any]], int]:
-        """Tokenize texts or pairs of texts, on all cores.
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the tokenizer has where the format has added some, else None."""
+        return len(self.tokenizer) if self.added_tokens else None
+
+    def encode(
+        self, rows: Sequence[Mapping[str, Any]], labelled: bool = False
+    ) -> tuple[dict[str, list[Any]], dict[str, int]]:
+        """Tokenize rows, on all cores: the texts of each, or pairs of texts, cut at `max_length`.
+
+        A format that does otherwise overrides this. Its columns may be of the `schema` too, and `make_batch` knows
+        more of them: see there.
 
         Args:
-            pairs: text and second text of each row; either all rows have a second text or none.
+            rows: rows without fault; either all have a second text or none.
+            labelled: whether labels are needed.
 
         Returns:
-            Columns `input_ids` and `token_type_ids` (None without second texts), and how many rows were cut.
+            Columns `input_ids` and `token_type_ids` (None without second texts), and counts to add to the facts, of
+            which `truncated` is how many rows were cut. A row that can't be used, as only its tokens show, has no
+            `input_ids`; a column `fault` may say why, as the end of a sentence.
         """
+        pairs = [self.texts(values) for values in rows]
         first, second = [a for a, _ in pairs], [b for _, b in pairs]
         paired = bool(second) and second[0] is not None
         encoded = self.tokenizer(
@@ -114,57 +172,7 @@ class RowFormat(Configured, ABC):
         )
         types = encoded.get("token_type_ids") if paired else None
         cut = sum(bool(e.overflowing) for e in encoded.encodings)
-        return {"input_ids": encoded["input_ids"], "token_type_ids": types or [None] * len(pairs)}, cut
-
-    def _read(self, source: Source, labelled: bool, facts: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
-        needed = [name for name, always in self.columns.items() if labelled or always]
-        facts.update(rows=0, tokens=0, truncated=0, unknown=0, words=0, labels={}, bad=[], bad_rows=0)
-        unknown_id = self.tokenizer.unk_token_id
-        with progress(f"tokenizing {source.name}") as advance:
-            for chunk in _chunks(source.rows()):
-                good: list[Row] = []
-                for row in chunk:
-                    if row.fault is None and facts["rows"] == 0 and not good:
-                        _check_columns(source.name, needed, row.values)
-                    fault = row.fault or _missing(needed, row.values) or self.fault(row.values, labelled)
-                    if fault is None:
-                        good.append(row)
-                    else:
-                        self._bad(source.name, row.line, fault, facts)
-                if not good:
-                    continue
-                columns, cut = self.encode([self.texts(row.values) for row in good])
-                full = [i for i, ids in enumerate(columns["input_ids"]) if ids]
-                if len(full) < len(good):  # a mean over no tokens would be NaN
-                    for i in sorted(set(range(len(good))) - set(full)):
-                        self._bad(source.name, good[i].line, "gives no tokens with this tokenizer; fix the row", facts)
-                    good = [good[i] for i in full]
-                    columns = {name: [values[i] for i in full] for name, values in columns.items()}
-                pairs = [self.texts(row.values) for row in good]
-                kept = [self.kept(row.values, labelled) for row in good]
-                for name in self.schema:
-                    columns[name] = [k[name] for k in kept]
-                columns["line"] = [row.line for row in good]
-                columns["key"] = [_text_key(pair) for pair in pairs]
-                facts["rows"] += len(good)
-                facts["truncated"] += cut
-                facts["tokens"] += sum(map(len, columns["input_ids"]))
-                facts["words"] += sum(len(a.split()) + len((b or "").split()) for a, b in pairs)
-                if unknown_id is not None:
-                    facts["unknown"] += sum(ids.count(unknown_id) for ids in columns["input_ids"])
-                for row, values in zip(good, kept, strict=True):
-                    for label in self.labels_of(values):
-                        facts["labels"].setdefault(label, [0, row.line])[0] += 1
-                advance(len(good))
-                yield columns
-        facts["notes"] = source.notes
-
-    def _bad(self, source: str, line: int, fault: str, facts: dict[str, Any]) -> None:
-        if self.on_bad_row == "error":
-            raise UserError(f"{source}, line {line}: {fault} (or leave such rows out with --data.on_bad_row skip)")
-        facts["bad_rows"] += 1
-        if len(facts["bad"]) < _KEPT_BAD_ROWS:
-            facts["bad"].append([line, fault])
+        return {"input_ids": encoded["input_ids"], "token_type_ids": types or [None] * len(pairs)}, {"truncated": cut}
 
     def load_source(self, source_name: str, labelled: bool = True) -> tuple[Any, dict[str, Any]]:
         """Rows of one source, memory-mapped, and facts about them; read and tokenized when they are not kept yet.
@@ -174,7 +182,7 @@ class RowFormat(Configured, ABC):
         """
         if (source_name, labelled) in self._stored:
             return self._stored[source_name, labelled]
-        source = Source(source_name, self.language)
+        source = self.source(source_name)
         parts = {
             "version": _STORE_VERSION,
             "code": _code_of(type(self)),
@@ -186,45 +194,16 @@ class RowFormat(Configured, ABC):
         }
         types = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), **self.schema}
         schema = pa.schema([*types.items(), ("line", pa.int64()), ("key", pa.int64())])
-        rows, facts = stored(self.cache / "data", key_of(parts), schema, partial(self._read, source, labelled))
+        rows, facts = stored(self.cache / "data", key_of(parts), schema, partial(encoded_rows, self, source, labelled))
         if facts["bad"] and self.on_bad_row == "error":  # stored by an earlier run that skipped them
             line, fault = facts["bad"][0]
-            self._bad(source_name, line, fault, facts)
+            note_bad_row(self, source_name, line, fault, facts)
         if facts["rows"] == 0:
             skipped = f" ({facts['bad_rows']} bad rows were skipped)" if facts["bad_rows"] else ""
             raise UserError(f"{source_name} has no rows to use{skipped}; add some, or name another file")
+        facts["notes"] += self.notes(source_name, facts)
         self._stored[source_name, labelled] = rows, facts
         return rows, facts
-
-
-def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _missing(needed: list[str], values: Mapping[str, Any]) -> str | None:
-    absent = [name for name in needed if values.get(name) is None]
-    return f"has no {absent[0]!r}" if absent else None
-
-
-def _check_columns(source: str, needed: list[str], found: Mapping[str, Any]) -> None:
-    for name in needed:
-        if name not in found:
-            raise UserError(
-                f"{source} has no column {name!r}; it has: {', '.join(map(str, found))}. "
-                f"Name yours with --data.text_column, --data.label_column and the like"
-            )
-
-
-def _text_key(pair: tuple[str, str | None]) -> int:
-    """Equal for equal texts; 64 bits, so that a column of them stays small."""
-    return int.from_bytes(hashlib.sha256(repr(pair).encode(errors="surrogatepass")).digest()[:8], "big", signed=True)
 
 
 def _code_of(kind: type) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,14 +29,15 @@ class DataModule(RowFormat, L.LightningDataModule):
     """Rows → tokenized, cached, memory-mapped splits → batches of flat tokens.
 
     Args:
-        train: training rows: a .csv, .tsv, .jsonl or .parquet file, `hub:NAME:SPLIT`, or `smart_home` (the embedded
-            set, which brings its own validation and test splits).
+        train: training rows: a .csv, .tsv, .jsonl or .parquet file or one that the format knows, `hub:NAME:SPLIT`, or
+            `smart_home` (the embedded set, which brings its own validation and test splits).
         validation: validation rows; None cuts `validation_fraction` off the training rows.
         test: test rows; None cuts `test_fraction` off the training rows, if that is not 0.
         predict: rows to predict in `Trainer.predict`; labels are not needed.
         tokenizer: a directory, hub id or `package:NAME/FOLDER`; None takes the backbone's.
-        max_length: longest sequence in tokens, special tokens included; what is longer is cut, counted and reported.
-        batch_size: sequences a micro-batch at most; None for no limit.
+        max_length: longest sequence in tokens, special tokens included; what is longer is cut, or made several
+            sequences by formats that must not lose any of it, and is counted and reported.
+        batch_size: rows a micro-batch at most; None for no limit.
         max_tokens: tokens a micro-batch at most; None for no limit.
         group_by_length: batches of similar lengths; pointless in the flat layout, faster in the padded one.
         layout: `flat` puts tokens one after another, `padded` fills each sequence to the longest of its batch.
@@ -227,9 +229,11 @@ class DataModule(RowFormat, L.LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def collate(self, columns: Mapping[str, list[Any]], labelled: bool = True) -> Batch:
-        """Columns of B rows → a batch in the module's layout."""
-        labels = self.label_tensors(columns) if labelled else {}
-        return make_batch(columns, self.layout, labels)
+        """Columns of rows → a batch in the module's layout."""
+        if not labelled:
+            return make_batch(columns, self.layout)
+        batch = make_batch(columns, self.layout, self.label_tensors(columns))
+        return replace(batch, texts=self.metric_texts(columns))
 
     def padding_share(self) -> float:
         """Share of the training batches' cells that hold no token, in the layout that is used."""

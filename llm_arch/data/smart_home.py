@@ -53,8 +53,8 @@ def smart_home(language: str = "en", *, sentences_per_template: int = 16, seed: 
     A template is one sentence pattern of an intent. 70 / 10 / 20 % of an intent's templates, at least one each, go to
     training, validation and test, so that test asks for wording that training does not have. An intent with fewer than
     three templates stays wholly in training. No sentence is in two splits, has two labels or stands twice; two
-    sentences are the same when they differ in nothing but case. One intent has at most 250 rows in training, 35 in
-    validation and 70 in test (`CAPS`), taken from its templates in turn.
+    sentences are the same when they differ in nothing but case. No split has a slot that training lacks. One intent
+    has at most 250 rows in training, 35 in validation and 70 in test (`CAPS`), taken from its templates in turn.
 
     The rows depend only on the arguments and on the version of home-assistant-intents.
 
@@ -100,13 +100,19 @@ def smart_home(language: str = "en", *, sentences_per_template: int = 16, seed: 
                 lost[split].append(intent)
         if not assigned["test"]:
             thin.append(intent)
+    taught = {slot["label"] for row in splits["train"] for slot in row["slots"]}
+    untaught = 0
     for split, rows in splits.items():
+        count = len(rows)
+        rows[:] = [row for row in rows if taught.issuperset(slot["label"] for slot in row["slots"])]
+        untaught += count - len(rows)
         Random(f"order/{language}/{seed}/{split}").shuffle(rows)
 
     said = [
         ("Only in training, having fewer than three templates", ", ".join(thin)),
         *((f"Without rows in {split}, as another split has their sentences", ", ".join(lost[split])) for split in lost),
         ("Sentences left out because they fit two intents", len(ambiguous)),
+        ("Sentences left out of validation and test because training has no slot of their kind", untaught),
         ("Sentences kept in one split only, although templates of two splits gave them", shared),
         ("Templates left out for want of slot values or of a sentence that reads well", empty),
     ]

@@ -21,8 +21,9 @@ class Split:
         source: what the user named.
         rows: memory-mapped columns.
         chosen: (N,) the stored rows that belong here, or None for all.
-        lengths: (N,) tokens of each row.
-        facts: counts over the whole source (rows, tokens, truncated, unknown, words, labels, bad rows, notes).
+        lengths: (N,) tokens of each row, over all its windows where it has several.
+        facts: counts over the whole source (rows, tokens, truncated, unknown, words, labels, bad rows, notes, and what
+            the format counts beside).
     """
 
     name: str

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llm_arch.tags import split_tag
+
 _LISTED_LABELS = 40
 
 
@@ -15,23 +17,28 @@ def model_card(record: dict[str, Any], directory: Path) -> str:
         record: `llm_arch.json`.
         directory: where the model lies, for the commands.
     """
-    labels = record["label_space"]["names"]
+    labels, what, rows = record["label_space"]["names"], "labels", "your.csv"
+    data = record.get("data", {}).get("init_args", {})
+    if "scheme" in data:  # the labels are tags
+        labels = list(dict.fromkeys(label for _, label in map(split_tag, labels) if label))
+        what, rows = "entity types", "your.conll"
+    text = "--input your.jsonl" if data.get("text_pair_column") else "--text 'your text'"
     shown = ", ".join(f"`{name}`" for name in labels[:_LISTED_LABELS])
     more = f" and {len(labels) - _LISTED_LABELS} more" if len(labels) > _LISTED_LABELS else ""
     lineage = record["lineage"]
     lines = [
-        f"# {record['task']}, {len(labels)} labels",
+        f"# {record['task']}, {len(labels)} {what}",
         "",
         f"Written by llm_arch {lineage['versions']['llm_arch']}. The backbone loads in plain transformers with "
         "`AutoModel.from_pretrained` on this folder; head, labels and lineage are in `head.safetensors` and "
         "`llm_arch.json`; `manifest.json` lists a checksum of every file.",
         "",
         "```bash",
-        f"llm-arch predict --model {directory} --text 'your text'",
-        f"llm-arch test --model {directory} --data your.csv",
+        f"llm-arch predict --model {directory} {text}",
+        f"llm-arch test --model {directory} --data {rows}",
         "```",
         "",
-        f"Labels: {shown}{more}.",
+        f"{what.capitalize()}: {shown}{more}.",
     ]
     results = record["metrics"]
     if results:

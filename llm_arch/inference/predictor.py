@@ -15,6 +15,7 @@ import torch
 from llm_arch.data.batching import Cut, evaluation_plan
 from llm_arch.data.collate import make_batch
 from llm_arch.data.module import DataModule
+from llm_arch.data.reading import encoding_faults, missing
 from llm_arch.inference.directory import Model, load
 from llm_arch.precision import use_fast_fp32
 from llm_arch.task import Task
@@ -79,16 +80,17 @@ class Predictor:
 
     def _chunk(self, rows: list[Mapping[str, Any]], start: int) -> list[Prediction]:
         data = self.model.data
-        needed = [name for name, always in data.columns.items() if always]
         for number, row in enumerate(rows, start=start + 1):
-            missing = [name for name in needed if row.get(name) is None]
-            if missing:
-                raise UserError(f"row {number} has no {missing[0]!r}; it has: {', '.join(map(str, row))}")
+            absent = missing([name for name, always in data.columns_of(row).items() if always], row)
+            if absent:
+                raise UserError(f"row {number} {absent}; it has: {', '.join(map(str, row))}")
             fault = data.fault(row, False)
             if fault:
                 raise UserError(f"row {number}: {fault}")
-        columns, truncated = data.encode([data.texts(row) for row in rows])
-        self.truncated += truncated
+        columns, counts = data.encode(rows)
+        for i, fault in encoding_faults(columns).items():
+            raise UserError(f"row {start + i + 1}: {fault}")
+        self.truncated += counts.get("truncated", 0)
         lengths = np.array([len(ids) for ids in columns["input_ids"]])
         found: list[Prediction] = []
         for rows_of_batch in evaluation_plan(Cut(lengths, None, self.batch_tokens), 1):
@@ -97,7 +99,7 @@ class Predictor:
             with torch.inference_mode():
                 logits = self.model.head(self.model.backbone(batch), batch)
                 found += self.model.head.decode(logits, batch)
-        return sorted(found, key=lambda p: p.index)
+        return [data.complete(p, data.texts(rows[p.index - start])) for p in sorted(found, key=lambda p: p.index)]
 
 
 def predict(trainer: L.Trainer, task: Task, data: DataModule) -> list[Prediction]:
@@ -117,4 +119,8 @@ def predict(trainer: L.Trainer, task: Task, data: DataModule) -> list[Prediction
         shares: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(shares, found)
         found = list(chain.from_iterable(shares))
-    return sorted(found, key=lambda p: p.index)
+    found.sort(key=lambda p: p.index)
+    if "text" not in data.schema:
+        return found
+    stored = (data.split("predict").rows[p.index] for p in found)
+    return [data.complete(p, (row["text"], row.get("text_pair"))) for p, row in zip(found, stored, strict=True)]

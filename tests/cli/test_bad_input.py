@@ -54,6 +54,10 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "blank.csv": ("text,label\nhello,on\n  ,off\nbye,off\n", f"blank.csv, line 3: 'text' is empty; fix the row {SKIP}"),
     "label.csv": ("text,label\nhello,on\nbye,\n", f"label.csv, line 3: 'label' is empty; fix the row {SKIP}"),
     "fields.csv": ("text,label\nhello,on\nbye\n", "fields.csv, line 3: has 1 fields where the header has 2"),
+    "quote.csv": (
+        'text,label\nhello,on\n"bye,off\nx y,on\n',
+        f"quote.csv, line 3: opens a quote that is never closed; close it {SKIP}",
+    ),
     "json.jsonl": ('{"text": "hello", "label": "on"}\n{"text": \n', "json.jsonl, line 2: is not valid JSON"),
     "numbers.jsonl": ('{"text": 3, "label": "on"}\n', "numbers.jsonl, line 1: 'text' holds int instead of text"),
     "notes.txt": ("hello", "notes.txt: the file name must end in .csv, .tsv, .jsonl, .parquet"),

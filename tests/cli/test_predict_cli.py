@@ -173,3 +173,97 @@ def test_sets_of_labels(fit: Any, run: Any, here: Path) -> None:
     (line,) = lines(run("predict", "--model", "out/model", "--text", "on").out)
     assert set(line["labels"]) <= {"a", "b"}
     assert set(line["scores"]) == {"a", "b"}
+
+
+# Entities
+
+SENTENCES = "\n\n".join(f"turn O\non O\nthe O\n{name} B-name\nlamp I-name" for name in ("desk", "bed", "door") * 8)
+
+
+@pytest.fixture
+def tagger(run: Any, here: Path) -> Path:
+    """A model of two steps; what it finds is left to chance."""
+    Path("train.conll").write_text(SENTENCES + "\n")
+    data = ("--data.train", "train.conll", "--data.validation", "train.conll", "--data.max_length", "16")
+    base = ("fit", "-c", "task/ner", "-c", "backbone/tiny", "--trainer.max_steps", "2", "--before", "false")
+    done = run(*base, *data, "--output", "out")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith("  llm-arch predict --model out/model --text 'turn on the desk lamp'\n")
+    return Path("out/model")
+
+
+def test_entities(run: Any, tagger: Path) -> None:
+    texts = ["turn on  the desk lamp", "关掉客厅的灯", "door lamp " * 40]
+    done = run("predict", "--model", str(tagger), "--text", *texts)
+    assert (done.code, done.err) == (0, "")  # nothing is cut, so there is no note
+    for text, line in zip(texts, lines(done.out), strict=True):
+        assert list(line) == ["text", "entities"]
+        assert line["text"] == text
+        for entity in line["entities"]:
+            assert list(entity) == ["start", "end", "label", "score", "text"]
+            assert entity["text"] == text[entity["start"] : entity["end"]] != ""
+            assert entity["label"] == "name"
+            assert 0 < entity["score"] <= 1
+    assert any(line["entities"] for line in lines(done.out))
+
+
+def test_entities_of_a_conll_file(run: Any, tagger: Path) -> None:
+    """Tags that the file has are not looked at; a file without them does as well."""
+    Path("tokens.txt").write_text("# a comment\nturn\non\n\nbed\n")
+    done = run("predict", "--model", str(tagger), "--input", "tokens.txt")
+    assert [line["tokens"] for line in lines(done.out)] == [["turn", "on"], ["bed"]]
+    done = run("predict", "--model", str(tagger), "--input", "train.conll", "--output", "found.jsonl")
+    assert done.code == 0
+    found = lines(Path("found.jsonl").read_text())
+    assert len(found) == 24
+    assert found[1]["tokens"] == ["turn", "on", "the", "bed", "lamp"]
+    for line in found:
+        assert list(line) == ["tokens", "entities"]
+        text = " ".join(line["tokens"])
+        assert all(entity["text"] == text[entity["start"] : entity["end"]] for entity in line["entities"])
+    Path("bad.conll").write_text("turn\tO\non\tO\n\noff\n")
+    assert run("predict", "--model", str(tagger), "--input", "bad.conll").sentence == (
+        "bad.conll, line 4: has 1 columns where the file has 2; fix the line"
+    )
+    Path("prose.txt").write_text("Turn on the lamp.\n")
+    assert run("predict", "--model", str(tagger), "--input", "prose.txt").sentence.startswith(
+        "prose.txt does not hold a token and its tag a line; no column holds tags"
+    )
+
+
+def test_a_tagger_is_tested_on_a_conll_file(run: Any, tagger: Path) -> None:
+    done = run("test", "--model", str(tagger), "--data", "train.conll", "--output", "numbers.json")
+    assert (done.code, done.err) == (0, "")
+    assert 0 <= json.loads(Path("numbers.json").read_text())["metrics"]["f1"] <= 1
+    Path("other.conll").write_text("turn O\n\nhere B-area\n")
+    assert run("test", "--model", str(tagger), "--data", "other.conll").sentence == (
+        "other.conll, line 3: the entity type 'area' does not occur in the training rows; known types: name"
+    )
+
+
+TAGGED = {
+    "ragged": ("a\tO\nb\n", "x.conll, line 2: has 1 columns where the file has 2; fix the line"),
+    "commas": ("a,O\nb,B-x\n", "x.conll does not hold a token and its tag a line; it looks separated by commas"),
+    "no tag": ("a O\nb B-x\nc NN\n", "x.conll, line 3: 'NN' is no tag; write O, or"),
+    "nothing": ("\n\n", "x.conll has no rows to use; add some, or name another file"),
+    "one column": ("a\nb\n", "x.conll has no column 'tags'; it has: tokens."),
+}
+
+
+@pytest.mark.parametrize("kind", TAGGED)
+def test_bad_tagged_file_leaves_nothing(run: Any, here: Path, kind: str) -> None:
+    content, expected = TAGGED[kind]
+    Path("x.conll").write_text(content)
+    before = sorted(path.name for path in Path().iterdir())
+    done = run("fit", "-c", "task/ner", "-c", "backbone/tiny", "--data.train", "x.conll", "--output", "out")
+    assert done.sentence.startswith(expected)
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+def test_invalid_tags_stop_a_run_if_they_should(run: Any, here: Path) -> None:
+    Path("x.conll").write_text("a O\nb I-x\n\nc B-x\n")
+    strict = ("--data.train", "x.conll", "--data.on_invalid_tag", "error")
+    assert run("fit", "-c", "task/ner", "-c", "backbone/tiny", *strict, "--output", "out").sentence.startswith(
+        "x.conll, line 2: the tag I-x of 'b' can't stand between O and the end; mend it, or set data.on_invalid_tag"
+    )
+    assert not Path("out").exists()

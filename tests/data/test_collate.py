@@ -65,6 +65,55 @@ def test_layouts_describe_the_same_tokens(rows: list[list[int]], pairs: bool) ->
                 assert value.dtype == torch.int64
 
 
+@st.composite
+def rows_of_windows(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Rows of one or more windows, and words at tokens of theirs; no two tokens are alike."""
+    rows, token = [], 1
+    for _ in range(draw(st.integers(1, 4))):
+        windows = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+        ids = list(range(token, token := token + sum(windows)))
+        places = draw(st.lists(st.integers(0, len(ids) - 1), max_size=4))
+        rows.append({"ids": ids, "windows": windows if len(windows) > 1 else None, "places": places})
+    return rows
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows_of_windows(), st.sampled_from(["flat", "padded"]))
+def test_windows_are_sequences_and_words_stay_at_their_tokens(rows: list[dict[str, Any]], layout: str) -> None:
+    columns = {
+        "input_ids": [row["ids"] for row in rows],
+        "token_type_ids": [None] * len(rows),
+        "index": [10 * i + 3 for i in range(len(rows))],
+        "windows": [row["windows"] for row in rows],
+        "word_token": [row["places"] for row in rows],
+        "word_start": [[2 * place for place in row["places"]] for row in rows],
+        "word_end": [[2 * place + 1 for place in row["places"]] for row in rows],
+    }
+    batch = make_batch(columns, layout)
+    sequences = [
+        (10 * i + 3, row["ids"][sum(windows[:w]) : sum(windows[: w + 1])])
+        for i, row in enumerate(rows)
+        for windows in [row["windows"] or [len(row["ids"])]]
+        for w in range(len(windows))
+    ]
+    assert batch.index.tolist() == [index for index, _ in sequences]
+    assert batch.lengths.tolist() == [len(ids) for _, ids in sequences]
+    for start, (_, ids) in zip(batch.starts.tolist(), sequences, strict=True):
+        assert batch.input_ids[start : start + len(ids)].tolist() == ids
+        assert batch.position_ids[start : start + len(ids)].tolist() == list(range(len(ids)))
+    assert batch.rows == len(rows)
+    assert batch.row_index.tolist() == columns["index"]
+    assert batch.words is not None
+    words = [(i, row["ids"][place], 2 * place) for i, row in enumerate(rows) for place in row["places"]]
+    found = [batch.words.row, batch.input_ids[batch.words.token], batch.words.start]
+    assert list(zip(*(values.tolist() for values in found), strict=True)) == words
+    assert (batch.words.end - batch.words.start).tolist() == [1] * len(words)
+
+
+def test_without_words() -> None:
+    assert make_batch(columns_of([[5]], False)).words is None
+
+
 @pytest.mark.parametrize("layout", ["flat", "padded"])
 def test_no_labels(layout: str) -> None:
     assert dict(make_batch(columns_of([[5]], False), layout).labels) == {}

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import llm_arch.data.format as module
+import llm_arch.data.reading as reading
 from llm_arch.data import TextClassificationData
 from llm_arch.data.sources import Row, Source
 from llm_arch.data.tokenizers import load_tokenizer
@@ -43,38 +44,40 @@ TEXTS = st.lists(st.sampled_from(["w0", "w1", "w50", "w95", "unheard"]), min_siz
 @given(texts=st.lists(TEXTS, min_size=1, max_size=5), max_length=st.integers(4, 12))
 def test_encode_texts(make_data: Make, id_of: dict[str, int], texts: list[str], max_length: int) -> None:
     data = make_data(max_length=max_length)
-    columns, cut = data.encode([(text, None) for text in texts])
+    columns, counts = data.encode([{"text": text} for text in texts])
     words = [[id_of.get(word, id_of["[UNK]"]) for word in text.split()] for text in texts]
     assert columns["input_ids"] == [[id_of["[CLS]"], *ids[: max_length - 2], id_of["[SEP]"]] for ids in words]
     assert columns["token_type_ids"] == [None] * len(texts)
-    assert cut == sum(len(ids) + 2 > max_length for ids in words)
+    assert counts == {"truncated": sum(len(ids) + 2 > max_length for ids in words)}
 
 
 def test_encode_pairs(make_data: Make, id_of: dict[str, int]) -> None:
-    columns, cut = make_data(max_length=8).encode([("w0 w1", "w2"), ("w0", "w1 w2 w3 w4 w5 w6")])
+    pairs = [("w0 w1", "w2"), ("w0", "w1 w2 w3 w4 w5 w6")]
+    data = make_data(max_length=8, text_pair_column="other")
+    columns, counts = data.encode([{"text": a, "other": b} for a, b in pairs])
     cls, sep = id_of["[CLS]"], id_of["[SEP]"]
     w = [id_of[f"w{i}"] for i in range(5)]
     assert columns["input_ids"] == [[cls, w[0], w[1], sep, w[2], sep], [cls, w[0], sep, *w[1:5], sep]]
     assert columns["token_type_ids"] == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1]]
-    assert cut == 1
+    assert counts == {"truncated": 1}
 
 
 def test_encode_pairs_without_token_types(make_data: Make, make_words: Callable[..., str], tmp_path: Path) -> None:
     names = ["input_ids", "attention_mask"]
-    data = make_data(tokenizer=make_words(tmp_path / "plain", model_input_names=names))
-    assert data.encode([("w0", "w1")])[0]["token_type_ids"] == [None]
+    data = make_data(tokenizer=make_words(tmp_path / "plain", model_input_names=names), text_pair_column="other")
+    assert data.encode([{"text": "w0", "other": "w1"}])[0]["token_type_ids"] == [None]
 
 
 def test_a_real_tokenizer_agrees_with_transformers(make_data: Make, tokenizer: str) -> None:
     data = make_data(tokenizer=tokenizer, max_length=8)
     texts = ["Turn on the light!", "extraordinarily long sentences are cut at the limit, antidisestablishmentarianism"]
-    columns, cut = data.encode([(text, None) for text in texts])
+    columns, counts = data.encode([{"text": text} for text in texts])
     pieces = [data.tokenizer.tokenize(text) for text in texts]
     assert columns["input_ids"] == [
         data.tokenizer.convert_tokens_to_ids(["[CLS]", *piece[:6], "[SEP]"]) for piece in pieces
     ]
     assert [len(piece) + 2 > 8 for piece in pieces] == [False, True]
-    assert cut == 1
+    assert counts == {"truncated": 1}
 
 
 def test_no_tokenizer() -> None:
@@ -213,7 +216,7 @@ def test_what_was_kept_without_bad_rows_still_stops_where_they_must_not_be(make_
 
 
 def test_the_list_of_bad_rows_is_bounded(make_data: Make, write_rows: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_KEPT_BAD_ROWS", 2)
+    monkeypatch.setattr(reading, "_KEPT_BAD_ROWS", 2)
     path = write_rows([BAD[0][0], *({"text": "", "label": "a"} for _ in range(5))])
     facts = make_data(on_bad_row="skip").load_source(path)[1]
     assert (facts["bad_rows"], [line for line, _ in facts["bad"]]) == (5, [2, 3])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from llm_arch.data import TextClassificationData
+from llm_arch.data import format as format_module
 from llm_arch.types import Batch, UserError
 
 Make = Callable[..., TextClassificationData]
@@ -144,7 +145,7 @@ def test_prepare_data_reads_everything(
 ) -> None:
     train, predict = write_rows(make_rows(4)), write_rows([{"text": "w1"}], "predict.jsonl")
     make_data(train, predict=predict).prepare_data()
-    monkeypatch.setattr(TextClassificationData, "_read", lambda *args: pytest.fail("read again"))
+    monkeypatch.setattr(format_module, "encoded_rows", lambda *args: pytest.fail("read again"))
     data = make_data(train, predict=predict)
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 4, "predict": 1}
 

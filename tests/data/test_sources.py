@@ -73,7 +73,7 @@ def test_csv_stray_quote_spoils_only_its_own_row(read: Read) -> None:
 
 def test_csv_open_quote(read: Read) -> None:
     found = read("a.csv", b'text,label\na,b\n"c,d\n')
-    assert found == [good(2, "a", "b"), Row(3, {}, "is not valid csv (unexpected end of data)")]
+    assert found == [good(2, "a", "b"), Row(3, {}, "opens a quote that is never closed; close it")]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
@@ -337,3 +337,20 @@ def test_embedded_splits_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_with_splits(given_names: tuple[str | None, ...], expected: tuple[str | None, ...]) -> None:
     named = zip(("train", "validation", "test"), expected, strict=True)
     assert with_splits(*given_names) == {split: name for split, name in named if name}
+
+
+# Columns inside others
+
+
+def test_names_with_dots_reach_into_mappings(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"q": {"stem": "why", "more": {"n": 1}}, "q.more.n": 2},
+        {"q": {"stem": None}},
+        {"q": "no mapping"},
+        {"q": [{"stem": "x"}]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list(Source(str(path), columns=("q.stem", "q.more.n", "q")).rows())
+    assert found == [Row(1, {**rows[0], "q.stem": "why"}), *(Row(i, row) for i, row in enumerate(rows[1:], start=2))]
+    assert list(Source(str(path)).rows()) == [Row(i, row) for i, row in enumerate(rows, start=1)]

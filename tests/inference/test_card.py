@@ -53,3 +53,16 @@ def test_results_without_before() -> None:
     lines = model_card(record(metrics={"after": {"accuracy": 1}, "before": None}), Path("m")).splitlines()
     assert "## Results on the test split" in lines
     assert "| accuracy | | 1.0000 |" in lines
+
+
+def test_tags_are_shown_as_entity_types() -> None:
+    tags = {"names": ["O", "B-area", "I-area", "B-fan-mode", "I-fan-mode"]}
+    lines = model_card(record(label_space=tags, data={"init_args": {"scheme": "bio"}}), Path("m")).splitlines()
+    assert lines[0].endswith(", 2 entity types")
+    assert "Entity types: `area`, `fan-mode`." in lines
+    assert "llm-arch test --model m --data your.conll" in lines
+
+
+def test_pairs_come_from_a_file() -> None:
+    lines = model_card(record(data={"init_args": {"text_pair_column": "b"}}), Path("m")).splitlines()
+    assert "llm-arch predict --model m --input your.jsonl" in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from transformers import AutoTokenizer
 
 from llm_arch.data.classification import TextClassificationData
+from llm_arch.data.tokens import TokenClassificationData
 from llm_arch.heads.classification import LabelPrediction, SequenceClassification
+from llm_arch.heads.token_classification import EntityPrediction, TokenClassification
 from llm_arch.inference import Predictor, load, predict, save
 from llm_arch.locate import locate
 from llm_arch.task import Task
@@ -212,3 +215,94 @@ def test_a_trainer_predicts_the_same(model: Path, tmp_path: Path, write_rows: An
     found = predict(trainer, loaded.task(), data)
     assert [p.index for p in found] == list(range(30))
     close(scores(found), expected(model, texts()))
+
+
+# Tagged words: rows that become several windows
+
+PLACE = "Zanzibar Town"
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory, tokenizer: str) -> Path:
+    """A model that has learnt one name."""
+    folder = tmp_path_factory.mktemp("tagger")
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for length in torch.randint(3, 40, (200,), generator=generator).tolist():
+        words = [WORDS[int(j)] for j in torch.randint(len(WORDS), (length,), generator=generator)]
+        words[length // 2] = PLACE
+        text = " ".join(words)
+        start = text.index(PLACE)
+        rows.append({"text": text, "spans": [{"start": start, "end": start + len(PLACE), "label": "place"}]})
+    train = folder / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = TokenClassificationData(str(train), tokenizer=tokenizer, max_length=48, validation_fraction=0.0)
+    torch.manual_seed(0)
+    task = Task("tiny:bert", TokenClassification, data.label_space, learning_rate=3e-3)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        max_steps=40, accelerator="cpu", devices=1, precision="32-true", enable_checkpointing=False, **quiet
+    )
+    trainer.fit(task, datamodule=data)
+    return save(task, data, folder / "model")
+
+
+def places(prediction: Any) -> list[tuple[int, int, str, str]]:
+    assert isinstance(prediction, EntityPrediction)
+    return [(entity.start, entity.end, entity.label, entity.text) for entity in prediction.entities]
+
+
+def test_a_long_document_is_read_to_its_last_sentence(tagger: Path) -> None:
+    """3,000 words: most of them beyond what one window holds."""
+    generator = torch.Generator().manual_seed(5)
+    words = [WORDS[int(j)] for j in torch.randint(len(WORDS), (2991,), generator=generator)]
+    text = " ".join(words) + f".\nIn the kitchen we play music in {PLACE}."
+    assert len(text.split()) == 3000
+    predictor = Predictor(tagger)
+    (found,) = predictor([text])
+    start = text.index(PLACE)
+    assert places(found) == [(start, start + len(PLACE), "place", PLACE)]
+    assert found.entities[0].score > 0.5  # type: ignore[attr-defined]
+    assert predictor.truncated == 0
+
+
+def test_names_are_found_wherever_a_window_is_cut(tagger: Path) -> None:
+    texts = [" ".join(["lamp"] * n + [PLACE] + ["window"] * 60) for n in range(0, 90, 7)]
+    found = Predictor(tagger, batch_tokens=100)(texts)
+    assert [p.index for p in found] == list(range(len(texts)))
+    for text, prediction in zip(texts, found, strict=True):
+        start = text.index(PLACE)
+        assert places(prediction) == [(start, start + len(PLACE), "place", PLACE)]
+
+
+def test_rows_of_tokens_and_of_texts(tagger: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": f"play  {PLACE}, stop"},
+        {"tokens": ["play", *PLACE.split(), "stop"]},
+        {"text": "stop", "spans": "not looked at"},
+    ]
+    found = list(Predictor(tagger).stream(rows))
+    assert [places(p) for p in found] == [[(6, 19, "place", PLACE)], [(5, 18, "place", PLACE)], []]
+    for bad, message in (
+        ({"words": ["a"]}, "row 1 has no 'text'; it has: words"),
+        ({"tokens": []}, "row 1: 'tokens' is empty; fix the row"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(Predictor(tagger).stream([bad]))
+
+
+def test_a_trainer_predicts_the_same_entities(tagger: Path, tmp_path: Path, write_rows: Any) -> None:
+    texts = [f"play music in {PLACE}" + " light" * n for n in (3, 200, 0, 70)]
+    model = load(tagger)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision="32-true",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    found = predict(trainer, model.task(), model.data_for(predict=write_rows([{"text": text} for text in texts])))
+    assert [places(p) for p in found] == [places(p) for p in Predictor(model)(texts)]
+    assert all(places(p) == [(14, 27, "place", PLACE)] for p in found)

@@ -1,0 +1,27 @@
+"""Embeddings for tokens that were added to a tokenizer.
+
+Legend: V rows of the old embeddings, N new rows, D hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Share of the old rows' spread: enough to tell new tokens apart, little beside what all embeddings have in common.
+_NOISE = 0.1
+
+
+@torch.no_grad()
+def new_rows(old_VD: Tensor, count: int) -> Tensor:
+    """(N, D) the mean of the old rows, each with noise of a tenth of their standard deviation in every dimension.
+
+    A row at zero, or one as large as a rare word's, would stand apart from everything the model has seen; near the
+    mean it disturbs least (Hewitt 2021). The noise comes from torch's global generator, so a seed fixes it.
+
+    Args:
+        old_VD: the embeddings so far.
+        count: N.
+    """
+    noise_ND = torch.randn(count, old_VD.shape[1], device=old_VD.device, dtype=old_VD.dtype)
+    return old_VD.mean(0) + _NOISE * old_VD.std(0, correction=0) * noise_ND
