@@ -213,7 +213,8 @@ def test_test_only_with_trust(there, capsys):
     assert f"--trust {MODULE}" in capsys.readouterr().err
     assert main([*command, "--trust", MODULE]) == 0
     found = json.loads((there / "numbers.json").read_text())["metrics"]
-    assert found["mse"] == pytest.approx(json.loads((there / "run" / "metrics.json").read_text())["after"]["mse"])
+    expected = json.loads((there / "run" / "metrics.json").read_text())["after"]["mse"]
+    assert found["mse"] == pytest.approx(expected, rel=0.02)  # the run was in fp32, this may be in bf16
 
 
 def test_every_part_is_guarded(there):

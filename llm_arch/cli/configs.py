@@ -41,7 +41,8 @@ def find(name: str) -> Path:
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short in names():
         return shipped() / f"{short}.yaml"
-    near = get_close_matches(short, names(), n=1, cutoff=0.5)
+    begun = [known for known in names() if short and known.startswith(short)]
+    near = begun or get_close_matches(short, names(), n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; shipped are: {', '.join(names())}"
     raise UserError(f"{name}: no such config file{hint}")
 

@@ -84,8 +84,9 @@ def data_table(data: DataModule) -> Table:
     for split in data.splits.values():
         facts = split.facts
         # Counted while reading, rows cut off for other splits included: said once, with the training rows.
+        longer = facts["truncated"] + facts.get("windowed", 0)
         counted = (
-            f"{facts['truncated']:,} ({facts['truncated'] / facts['rows']:.1%})",
+            f"{longer:,} ({longer / facts['rows']:.1%})",
             f"{facts['unknown'] / max(1, facts['tokens']):.2%}",
             f"{facts['tokens'] / max(1, facts['words']):.2f}",
         )
