@@ -19,10 +19,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from llm_arch.backbones.dropout import apply_mask, keep_share, random_mask
 
-# Sequences join a group, these many at a time, while they fill this share of its longest: a group costs about a dozen
-# calls, an empty cell its share of the products.
-_FILLED = 0.75
-_SMALL = 4
+# What a group costs in calls, in scores of the padded grid (one head, one pair of tokens); and how many sequences at a
+# time may begin one, so that sizes recur.
+_CALLS = 32_000
+_STEP = 4
 # The kernels of matrix products are compiled anew for every shape, which takes longer than a product this small: sizes
 # and lengths are rounded, so that shapes recur. torch's softmax of rows shorter than a vector register is slow, too.
 _ROUNDED, _SHORTEST = 8, 16
@@ -80,7 +80,7 @@ class LengthGroups:
         sources, gaps = [], []
         self.slots = torch.empty(int(lengths_B.sum()) * heads, dtype=torch.long)
         cells = 0
-        for first, last in _cut(sorted_B.tolist()):
+        for first, last in _cut(sorted_B.tolist(), heads):
             lengths_G, longest = sorted_B[first:last], _round(int(sorted_B[first]))
             position_L = torch.arange(longest)
             real_GL = position_L < lengths_G[:, None]
@@ -115,14 +115,21 @@ class LengthGroups:
         return tuple(c[span].view(rows, group.longest, -1) for c in cells_Nd)
 
 
-def _cut(lengths: list[int]) -> list[tuple[int, int]]:
-    """Where the groups of lengths in descending order begin and end."""
-    borders = [0]
-    for i, length in enumerate(lengths):
-        size = i - borders[-1]
-        if size and size % _SMALL == 0 and length < _FILLED * lengths[borders[-1]]:
-            borders.append(i)
-    return list(zip(borders, [*borders[1:], len(lengths)], strict=True))
+def _cut(lengths: list[int], heads: int) -> list[tuple[int, int]]:
+    """Where groups of lengths in descending order begin and end, so that all together cost least."""
+    borders = [*range(0, len(lengths), _STEP), len(lengths)]
+    best: dict[int, tuple[int, int]] = {0: (0, 0)}  # up to a border: the cost, and where its last group begins
+    for last in borders[1:]:
+        best[last] = min(
+            (best[first][0] + _CALLS + heads * (last - first) * _round(lengths[first]) ** 2, first)
+            for first in borders
+            if first < last
+        )
+    groups, last = [], len(lengths)
+    while last:
+        groups.append((best[last][1], last))
+        last = best[last][1]
+    return groups[::-1]
 
 
 def _round(length: int) -> int:

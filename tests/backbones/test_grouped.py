@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_arch.backbones import packed
+from llm_arch.backbones import grouped, packed
 from llm_arch.backbones.grouped import LengthGroups, evaluation_attention, training_attention
 from llm_arch.data.collate import make_batch
 
@@ -21,6 +23,13 @@ SCALE = 0.4
 def inputs(tokens: int, heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (torch.randn(tokens, heads, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
     return q, k, v
+
+
+def groups_of(lengths: list[int], causal: bool = False, window: int | None = None) -> LengthGroups:
+    """Many small groups, as long sequences would have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouped, "_CALLS", 100)
+        return LengthGroups(torch.tensor(lengths), 2, causal, window, torch.float64)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], causal: bool, window: int | None) -> Tensor:
@@ -43,7 +52,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], causal: bool, win
 @given(lengths=MANY, causal=st.booleans(), window=st.sampled_from([None, 1, 5, 100]))
 def test_both_ways_are_the_formula(lengths: list[int], causal: bool, window: int | None) -> None:
     q, k, v = inputs(sum(lengths))
-    groups = LengthGroups(torch.tensor(lengths), 2, causal, window, torch.float64)
+    groups = groups_of(lengths, causal, window)
     expected = plain(q, k, v, lengths, causal, window)
     out = training_attention(q, k, v, groups, SCALE, 0.0)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
@@ -57,8 +66,8 @@ def test_both_ways_are_the_formula(lengths: list[int], causal: bool, window: int
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients_with_dropout_are_those_of_the_same_mask(causal: bool) -> None:
-    lengths = [5, 1, 2, 3, 3, 1, 2]
-    groups = LengthGroups(torch.tensor(lengths), 2, causal, None, torch.float64)
+    lengths = [20, 1, 2, 3, 3, 1, 2]
+    groups = groups_of(lengths, causal)
     assert len(groups.groups) > 1
 
     def attend(*parts: Any) -> Tensor:
@@ -78,12 +87,26 @@ def test_dropout_falls_on_single_weights_and_keeps_the_mean() -> None:
     assert abs(float(kept.double().mean()) - 0.75) < 0.06
 
 
-def test_sequences_of_like_length_share_a_group_and_little_is_empty() -> None:
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=20), heads=st.sampled_from([1, 12]))
+def test_no_other_cut_costs_less(lengths: list[int], heads: int) -> None:
+    def cost(borders: list[int]) -> float:
+        sizes = [(first, last) for first, last in pairwise(borders)]
+        return sum(grouped._CALLS + heads * (b - a) * max(16, math.ceil(lengths[a] / 8) * 8) ** 2 for a, b in sizes)
+
+    lengths.sort(reverse=True)
+    inner = range(4, len(lengths), 4)
+    choices = [[0, *c, len(lengths)] for n in range(len(inner) + 1) for c in combinations(inner, n)]
+    cut = grouped._cut(lengths, heads)
+    assert cost([0, *(last for _, last in cut)]) == min(map(cost, choices))
+    assert [i for first, last in cut for i in range(first, last)] == list(range(len(lengths)))
+
+
+def test_little_is_empty() -> None:
     lengths = torch.randint(4, 60, (64,))
-    groups = LengthGroups(lengths, 1, False, None, torch.float32)
+    groups = LengthGroups(lengths, 12, False, None, torch.float32)
     assert sum(g.size for g in groups.groups) == 64
-    assert 3 <= len(groups.groups) <= 16
-    assert len(groups.gaps) < 0.25 * len(groups.sources) < 0.25 * 64 * int(lengths.max())
+    assert len(groups.gaps) < 0.3 * len(groups.sources) < 0.3 * 12 * 64 * int(lengths.max())
 
 
 @pytest.mark.parametrize("lengths", [[16], [32, 32, 32], [24, 24]])
@@ -95,7 +118,7 @@ def test_full_groups_need_no_mask(lengths: list[int]) -> None:
 
 def test_shapes_recur() -> None:
     shapes = [
-        {(g.size, g.longest) for g in LengthGroups(torch.randint(3, 60, (32,)), 1, False, None, torch.float32).groups}
+        {(g.size, g.longest) for g in LengthGroups(torch.randint(3, 60, (32,)), 12, False, None, torch.float32).groups}
         for _ in range(30)
     ]
     assert len(set.union(*shapes[:15])) < 40
