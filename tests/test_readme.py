@@ -53,12 +53,17 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     for name in ("reviews.csv", "more_reviews.csv"):
         lines = [f'"it was {word}, number {i}",{stars}' for i in range(10) for word, stars in (("good", 5), ("bad", 1))]
         Path(name).write_text("\n".join(["review,stars", *lines]) + "\n", encoding="utf-8")
+    sentences = ["Ada\tB-person\nlives\tO\nhere\tO\n", "He\tO\nsaw\tO\nLondon\tB-place\n"]
+    for name in ("train.conll", "test.conll"):
+        Path(name).write_text("\n".join(sentences * 6), encoding="utf-8")
     ours = [line for line in commands() if line.startswith("llm-arch ")]
     assert {shlex.split(line)[1] for line in ours} == {"fit", "predict", "test"}
     for line in ours:
         arguments = shlex.split(line)[1:]
         assert main([*arguments, *FEW] if arguments[0] == "fit" else arguments) == 0, line
-    assert '"label"' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert '"label"' in printed
+    assert '"entities"' in printed
 
 
 def test_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str) -> None:
