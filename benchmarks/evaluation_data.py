@@ -6,6 +6,10 @@ No set is shipped. Fetch them from the sources named in `SOURCES` into one direc
     DIR/trec/TREC.raw.{train,test}
     DIR/banking77/{train,test}.csv
     DIR/wnut17/{wnut17train.conll,emerging.dev.conll,emerging.test.annotated}
+    DIR/commonsenseqa/{train_rand_split,dev_rand_split}.jsonl
+    DIR/semeval2010_task8/{TRAIN_FILE,TEST_FILE_FULL}.TXT
+    DIR/subjqa/restaurants_{train,dev,test}.csv
+    DIR/xquad/xquad.en.json
 
 and pass it to a benchmark as `--data DIR`, or set the environment variable LLM_ARCH_DATA.
 """
@@ -101,6 +105,54 @@ SOURCES: dict[str, Source] = {
         rows={"train": 3394, "validation": 1009, "test": 1287},
         encoding="utf-8",
     ),
+    # Version 1.0: three choices. The answers of its test rows are not public: its development rows are the test here.
+    "commonsenseqa": Source(
+        folder="commonsenseqa",
+        url="https://github.com/salesforce/cos-e",
+        commit="fd0cafcc3e30fd24e3e1742934e8fcbf677315c9",
+        licence="BSD-3-Clause",
+        citation="Talmor et al. 2019, CommonsenseQA: A Question Answering Challenge Targeting Commonsense Knowledge, "
+        "NAACL; files of Rajani et al. 2019, Explain Yourself!, ACL",
+        files={"train": "train_rand_split.jsonl", "test": "dev_rand_split.jsonl"},
+        rows={"train": 7610, "test": 950},
+        encoding="utf-8",
+    ),
+    "semeval2010_task8": Source(
+        folder="semeval2010_task8",
+        url="https://github.com/sahitya0000/Relation-Classification",
+        commit="8eebbf2727013aaaa5ecd18b1f4732bd848e1e1c",
+        licence="CC-BY-3.0",
+        citation="Hendrickx et al. 2010, SemEval-2010 Task 8: Multi-Way Classification of Semantic Relations Between "
+        "Pairs of Nominals, SemEval",
+        files={"train": "TRAIN_FILE.TXT", "test": "TEST_FILE_FULL.TXT"},
+        rows={"train": 8000, "test": 2717},
+        encoding="utf-8",
+    ),
+    "subjqa": Source(
+        folder="subjqa",
+        url="https://github.com/megagonlabs/SubjQA",
+        commit="6ea88c77802798b4a09a8218bd6bbde5b9cf4278",
+        licence="no licence file; questions on reviews of Yelp, for research",
+        citation="Bjerva et al. 2020, SubjQA: A Dataset for Subjectivity and Review Comprehension, EMNLP",
+        files={
+            "train": "restaurants_train.csv",
+            "validation": "restaurants_dev.csv",
+            "test": "restaurants_test.csv",
+        },
+        rows={"train": 2561, "validation": 285, "test": 533},
+        encoding="utf-8",
+    ),
+    "xquad": Source(
+        folder="xquad",
+        url="https://github.com/deepmind/xquad",
+        commit="60cac411649156efb6aab9dd4c9cde787a2c0345",
+        licence="CC-BY-SA-4.0",
+        citation="Artetxe, Ruder & Yogatama 2020, On the Cross-lingual Transferability of Monolingual Representations, "
+        "ACL; questions of SQuAD 1.1, Rajpurkar et al. 2016",
+        files={"test": "xquad.en.json"},
+        rows={"test": 1190},
+        encoding="utf-8",
+    ),
 }
 
 
@@ -119,7 +171,7 @@ def data_root(argument: str | None) -> Path:
 
 
 def load(name: str, root: Path) -> dict[str, list[Row]]:
-    """The official splits of a set, in file order: rows `{"text": …, "label": …}`, or `{"tokens": …, "tags": …}`.
+    """The official splits of a set, in file order: rows `{"text": …, "label": …}` and the like.
 
     A set without an official development set (`trec`, `banking77`) has no "validation" split: its "train" is the whole
     official training set, and `cut` takes a part of it away for validation.
@@ -188,9 +240,55 @@ def _read_tagged_words(path: Path, encoding: str) -> list[Row]:
     return rows
 
 
+def _read_jsonl(path: Path, encoding: str) -> list[Row]:
+    """One JSON object a line, as it is."""
+    return [json.loads(line) for line in path.read_text(encoding=encoding).split("\n") if line]
+
+
+def _read_marked_pairs(path: Path, encoding: str) -> list[Row]:
+    """Blocks of a sentence (number, tab, text in quotes with <e1> and <e2>), its relation and a comment."""
+    rows: list[Row] = []
+    for block in path.read_text(encoding=encoding).split("\n\n"):  # reading as text has made "\r\n" to "\n"
+        if block.strip():
+            sentence, label, *_ = block.strip().split("\n")
+            rows.append({"text": sentence.partition("\t")[2].strip().strip('"'), "label": label.strip()})
+    return rows
+
+
+_NO_ANSWER = "ANSWERNOTFOUND"
+
+
+def _read_review_questions(path: Path, encoding: str) -> list[Row]:
+    """Questions on a review with the place of an answer; a mark behind the review, left out here, stands for none."""
+    rows: list[Row] = []
+    with path.open(encoding=encoding, newline="") as file:
+        for row in csv.DictReader(file):
+            start, end = (int(place) for place in row["human_ans_indices"].strip("()").split(","))
+            found = [] if _NO_ANSWER in row["human_ans_spans"] else [row["review"][start:end]]
+            answers = {"text": found, "answer_start": [start] * len(found)}
+            context = row["review"].removesuffix(_NO_ANSWER).rstrip()
+            rows.append({"question": row["question"], "context": context, "answers": answers})
+    return rows
+
+
+def _read_squad(path: Path, encoding: str) -> list[Row]:
+    """Nested json: articles of paragraphs of questions."""
+    rows: list[Row] = []
+    for article in json.loads(path.read_text(encoding=encoding))["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                answers = {name: [a[name] for a in question["answers"]] for name in ("text", "answer_start")}
+                rows.append({"question": question["question"], "context": paragraph["context"], "answers": answers})
+    return rows
+
+
 _READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     "sst2": _read_labelled_lines,
     "trec": _read_labelled_lines,
     "banking77": _read_banking,
     "wnut17": _read_tagged_words,
+    "commonsenseqa": _read_jsonl,
+    "semeval2010_task8": _read_marked_pairs,
+    "subjqa": _read_review_questions,
+    "xquad": _read_squad,
 }

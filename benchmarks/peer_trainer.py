@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.measure import Stopwatch
 from benchmarks.peer_tasks import PeerTask, SequencePeer
 
 Variant = Literal["stock", "tuned"]
@@ -48,6 +49,7 @@ class PeerResult:
         samples_per_second: samples by wall-clock seconds.
         steps: optimizer steps.
         score: the task's metric on the rows given as `evaluate_on`, or None without any.
+        predict_cpu_seconds: CPU seconds of the process while it predicted those rows, which were tokenized before.
     """
 
     seconds: float
@@ -56,6 +58,7 @@ class PeerResult:
     samples_per_second: float
     steps: int
     score: float | None
+    predict_cpu_seconds: float | None = None
 
 
 def minilm_directory() -> Path:
@@ -149,15 +152,19 @@ def train_trainer(
         gc.collect()
         trainer.train()
 
-        score = None
+        score = predicting = None
         if evaluate_on:
-            output = trainer.predict(task.encode(evaluate_on, tokenizer, max_length))
+            encoded = task.encode(evaluate_on, tokenizer, max_length)
+            with Stopwatch() as watch:
+                output = trainer.predict(encoded)
+            predicting = watch.cpu_seconds
             # Grouping by length reorders the rows of an evaluation too: compare with the labels it returns.
             score = task.score(output.predictions, output.label_ids)
         steps = trainer.state.global_step
         full_epochs, rest = divmod(steps, math.ceil(len(train_data) / batch_size))
         samples = full_epochs * len(train_data) + rest * batch_size
-        return PeerResult(clock.seconds, clock.cpu_seconds, samples, samples / clock.seconds, steps, score)
+        rate = samples / clock.seconds
+        return PeerResult(clock.seconds, clock.cpu_seconds, samples, rate, steps, score, predicting)
 
 
 def _tuned_arguments(bf16: bool) -> dict[str, Any]:

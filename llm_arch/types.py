@@ -34,11 +34,13 @@ class LabelSpace:
         names: the label names; position is the class index.
         counts: how often each label stands in the training split, or None when unknown; used by balanced weights.
         multi: whether an example carries a set of labels instead of exactly one.
+        moments: mean and standard deviation of the training targets where they are numbers, which have no names.
     """
 
     names: tuple[str, ...]
     counts: tuple[int, ...] | None = None
     multi: bool = False
+    moments: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
@@ -59,13 +61,23 @@ class LabelSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
-        return {"names": list(self.names), "counts": list(self.counts) if self.counts else None, "multi": self.multi}
+        return {
+            "names": list(self.names),
+            "counts": list(self.counts) if self.counts else None,
+            "multi": self.multi,
+            **({"moments": list(self.moments)} if self.moments else {}),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelSpace:
         """The inverse of `to_dict`."""
-        counts = values.get("counts")
-        return cls(tuple(values["names"]), tuple(counts) if counts else None, bool(values.get("multi", False)))
+        counts, moments = values.get("counts"), values.get("moments")
+        return cls(
+            tuple(values["names"]),
+            tuple(counts) if counts else None,
+            bool(values.get("multi", False)),
+            (float(moments[0]), float(moments[1])) if moments else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -307,11 +319,13 @@ class Head(Configured, nn.Module, ABC):
         label_space: the labels in the order of the logits.
         major: name of the metric that early stopping and checkpoints follow.
         mode: whether `major` is better when higher ("max") or lower ("min").
+        rate: factor on the default learning rate of `Task`, for tasks that take larger steps well.
     """
 
     label_space: LabelSpace
     major: str
     mode: Literal["min", "max"]
+    rate: float = 1.0
 
     def bind(self, backbone: Backbone) -> None:  # noqa: B027 - a hook: most heads need no more than the hidden size
         """Called once with the backbone, for heads that read its pooling or share its embeddings."""

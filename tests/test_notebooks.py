@@ -25,7 +25,9 @@ def test_there_are_notebooks() -> None:
 def test_it_runs(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     # The kernel is the interpreter of this test: the name of its specification is that of ipykernel itself.
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     assert any(cell.get("outputs") for cell in notebook.cells)
 
 

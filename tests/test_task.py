@@ -421,6 +421,23 @@ def test_metrics_and_loss_are_those_of_all_rows(data, rows, write_rows, tokenize
     assert task.report["off"]["support"] == sum(row["label"] == "off" for row in others)
 
 
+def test_a_head_may_tune_itself_on_all_validation_rows_before_they_are_measured(data, rows, write_rows, tmp_path):
+    path = write_rows(rows(17, UNEVEN, seed=2), "other.jsonl")
+    task, seen = task_of(), []
+
+    def calibrate(metric):
+        seen.append(int(metric.rows[1]))
+        metric.rows[0] = 17  # as if all had been right with what was tuned
+
+    task.head.calibrate = calibrate
+    module = data(validation=path, test=path, evaluation_tokens=20)
+    (metrics,) = trainer_of(tmp_path).validate(task, datamodule=module, verbose=False)
+    assert metrics["val/accuracy"] == 1
+    (metrics,) = trainer_of(tmp_path).test(task, datamodule=module, verbose=False)
+    assert metrics["test/accuracy"] < 1
+    assert seen == [17]
+
+
 @pytest.mark.parametrize("backbone", ["tiny:bert", "tiny:gpt2"])
 @pytest.mark.parametrize("pooling", [None, "first", "last", "mean", "max"])
 def test_padded_and_flat_give_the_same_logits_and_loss(backbone, pooling, data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -70,7 +70,7 @@ def test_unknown_pooling_raises() -> None:
 
 @pytest.mark.parametrize("layout", ["flat", "padded"])
 def test_a_batch_moves_whole(layout: str) -> None:
-    batch = batch_of([2, 3], layout)
+    batch = replace(batch_of([2, 3], layout), texts={"answers": [["a"], []]})
     moved = batch.to("meta")
     assert moved.size == batch.size == 2
     for field in fields(batch):
@@ -80,6 +80,8 @@ def test_a_batch_moves_whole(layout: str) -> None:
             assert after.shape == before.shape
         elif field.name == "rows":
             assert after == before == 2
+        elif field.name == "texts":
+            assert after is before
         elif field.name != "labels":
             assert after is None
     assert moved.labels["label"].device.type == "meta"
@@ -90,7 +92,12 @@ def test_a_batch_moves_whole(layout: str) -> None:
 
 
 def test_label_spaces_survive_json() -> None:
-    for space in (LabelSpace(("a", "ü")), LabelSpace(("a", "b"), (3, 0)), LabelSpace(("a",), None, multi=True)):
+    for space in (
+        LabelSpace(("a", "ü")),
+        LabelSpace(("a", "b"), (3, 0)),
+        LabelSpace(("a",), None, multi=True),
+        LabelSpace((), moments=(0.1 + 0.2, 1 / 3)),
+    ):
         assert LabelSpace.from_dict(json.loads(json.dumps(space.to_dict()))) == space
 
 

@@ -19,6 +19,8 @@ from llm_arch.types import UserError
 if TYPE_CHECKING:
     from llm_arch.data.module import DataModule
     from llm_arch.data.sources import Row
+    from llm_arch.inference.predictor import Predictor
+    from llm_arch.inference.relations import RelationFinder
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,6 +33,14 @@ def _parser() -> argparse.ArgumentParser:
         help="a .jsonl, .csv, .tsv or .parquet file, one of another kind that the model was trained on (CoNLL), "
         "or hub:NAME:SPLIT",
     )
+    parser.add_argument(
+        "--ner",
+        metavar="DIR",
+        help="for a model of relations: another model directory, which finds the entities of plain texts",
+    )
+    parser.add_argument(
+        "--with-negative", action="store_true", help="with --ner: list pairs of entities without a relation too"
+    )
     parser.add_argument("--output", metavar="FILE", help="write here instead of the terminal; all or nothing")
     return parser
 
@@ -38,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> None:
     """Run `llm-arch predict`."""
     options = parse(_parser(), arguments)
+    if options.with_negative and not options.ner:
+        raise UserError("--with-negative is about the pairs of entities that --ner finds; name a model with --ner")
     from llm_arch.cli.quiet import quiet
 
     quiet()
@@ -46,7 +58,9 @@ def run(arguments: list[str]) -> None:
 
     predictor = Predictor(load(options.model, trust=tuple(options.trust)))
     data = predictor.model.data
-    read = _rows(options, data)
+    finder = _finder(options, predictor) if options.ner else None
+    columns_of, stream = (finder or data).columns_of, (finder or predictor).stream
+    read = _rows(options, data, _needed(columns_of({})))
     waiting: dict[int, Row] = {}
 
     def remembered() -> Iterator[Mapping[str, Any]]:
@@ -56,17 +70,33 @@ def run(arguments: list[str]) -> None:
 
     with _sink(options.output) as sink:
         try:
-            for prediction in predictor.stream(remembered()):
+            for prediction in stream(remembered()):
                 values = waiting.pop(prediction.index).values  # written and forgotten: memory stays flat
-                line = {name: values[name] for name in _needed(data.columns_of(values))} | prediction.to_dict()
+                line = {name: values[name] for name in _needed(columns_of(values))} | prediction.to_dict()
                 sink.write(json.dumps(line, ensure_ascii=False) + "\n")
         except UserError as error:
             raise UserError(_with_line(str(error), options.input, waiting)) from error
     if predictor.truncated:
+        times = " times, around pairs of entities" if finder else ""
         print(
-            f"note: texts longer than {data.max_length} tokens were cut: {predictor.truncated}",
+            f"note: texts longer than {data.max_length} tokens were cut: {predictor.truncated}{times}",
             file=sys.stderr,
         )
+
+
+def _finder(options: argparse.Namespace, predictor: Predictor) -> RelationFinder:
+    from llm_arch.inference.directory import load
+    from llm_arch.inference.predictor import Predictor
+    from llm_arch.inference.relations import RelationFinder
+
+    entities = Predictor(load(options.ner, trust=tuple(options.trust)))
+    finder = RelationFinder(predictor, entities, with_negative=options.with_negative)
+    if finder.negative is None:
+        print(
+            "note: the model knows no label for entities that are not related, so every pair gets a relation",
+            file=sys.stderr,
+        )
+    return finder
 
 
 def _needed(columns: Mapping[str, bool]) -> list[str]:
@@ -74,13 +104,12 @@ def _needed(columns: Mapping[str, bool]) -> list[str]:
     return [name for name, always in columns.items() if always]
 
 
-def _rows(options: argparse.Namespace, data: DataModule) -> Iterator[Row]:
+def _rows(options: argparse.Namespace, data: DataModule, columns: list[str]) -> Iterator[Row]:
     from llm_arch.cli.rows import rows_of
     from llm_arch.data.sources import Row
 
     if options.input:
         return rows_of(data.source(options.input))
-    columns = _needed(data.columns)
     if len(columns) > 1:
         raise UserError(f"this model takes {' and '.join(columns)}; give them as columns of a file with --input")
     for number, text in enumerate(options.text, start=1):

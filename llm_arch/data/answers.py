@@ -38,21 +38,30 @@ class Answer(NamedTuple):
     start: int
 
 
-def answers_of(values: Mapping[str, Any], names: Names) -> list[Answer] | str:
-    """The answers of a row, none where there are none; or what is wrong with them, as the end of a sentence.
+def answers_fault(values: Mapping[str, Any], names: Names) -> str | None:
+    """What is wrong with the answers of a row, as the end of a sentence, or None.
 
     Args:
         values: the row; question and context are texts.
         names: its columns.
     """
-    given = values.get(names.answers)
-    pairs = _single(values, names) if given is None else _several(given, names.answers)
+    pairs = _pairs(values, names)
     if isinstance(pairs, str):
         return pairs
-    for text, start in pairs:
-        if fault := _fault(text, start, values[names.context]):
-            return fault
+    return next(filter(None, (_fault(text, start, values[names.context]) for text, start in pairs)), None)
+
+
+def answers_of(values: Mapping[str, Any], names: Names) -> list[Answer]:
+    """The answers of a row without fault, none where the question has none."""
+    pairs = _pairs(values, names)
+    assert not isinstance(pairs, str)
     return [Answer(text, start) for text, start in pairs]
+
+
+def _pairs(values: Mapping[str, Any], names: Names) -> list[tuple[Any, Any]] | str:
+    """Texts and places as they were given, or what is wrong with how."""
+    given = values.get(names.answers)
+    return _single(values, names) if given is None else _several(given, names.answers)
 
 
 def _several(given: Any, column: str) -> list[tuple[Any, Any]] | str:
@@ -75,7 +84,9 @@ def _single(values: Mapping[str, Any], names: Names) -> list[tuple[Any, Any]] | 
         start = int(start)
     if isinstance(text, str) and (start is None or start == ""):
         start = context.find(text)
-        if context.find(text, start + 1) > start >= 0:
+        if start < 0:
+            return f"the answer {_short(text)} does not stand in the context; fix the row"
+        if context.find(text, start + 1) > start:
             return (
                 f"the answer {_short(text)} stands in the context several times; "
                 f"say which is meant: {names.answer_start!r} is its first character"

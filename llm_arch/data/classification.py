@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from llm_arch.data.cells import text_fault
 from llm_arch.data.labels import in_order, label_fault, unknown_label
 from llm_arch.data.module import DataModule
 from llm_arch.types import LabelSpace, UserError
@@ -65,11 +66,8 @@ class TextClassificationData(DataModule):
 
     def fault(self, values: Mapping[str, Any], labelled: bool) -> str | None:
         """Empty or non-text cells."""
-        for column in filter(None, (self.text_column, self.text_pair_column)):
-            if not isinstance(values[column], str):
-                return f"{column!r} holds {type(values[column]).__name__} instead of text; fix the row"
-            if not values[column].strip():
-                return f"{column!r} is empty; fix the row"
+        if fault := text_fault(values, (self.text_column, self.text_pair_column)):
+            return fault
         if labelled:
             label = values[self.label_column]
             for one in label if isinstance(label, list) else [label]:

@@ -20,7 +20,10 @@ Numbers = NDArray[np.int64]
 
 
 def make_batch(
-    columns: Mapping[str, list[Any]], layout: str = "flat", labels: dict[str, Tensor] | None = None
+    columns: Mapping[str, list[Any]],
+    layout: str = "flat",
+    labels: dict[str, Tensor] | None = None,
+    texts: dict[str, list[Any]] | None = None,
 ) -> Batch:
     """Columns of R rows → a batch.
 
@@ -31,6 +34,7 @@ def make_batch(
             word lies in the text.
         layout: flat or padded.
         labels: the labels as the head wants them.
+        texts: what metrics over texts need, R values each.
     """
     rows = columns["input_ids"]
     sizes_R = _sizes(rows)
@@ -62,6 +66,7 @@ def make_batch(
         labels=labels or {},
         words=_words(columns, sizes_R, slots_T) if "word_token" in columns else None,
         rows=len(rows),
+        texts=texts or {},
         **{k: torch.from_numpy(v) for k, v in values.items()},
     )
 

@@ -92,8 +92,8 @@ def read_delimited(path: Path) -> Iterator[Row]:
 class _Lines:
     """The lines of a csv file, of which those behind a quote that is never closed can be read again.
 
-    Reading on from such a quote has shown where that leads: whatever line behind it ends within a quote leads there
-    too. So no line is read more than twice, however many quotes are open.
+    No line is read more than twice, however many quotes are open: lines that such a quote swallowed have only pairs of
+    quotes, and end outside of quotes when they are read again.
 
     Args:
         lines: the lines, with their ends.
@@ -108,7 +108,6 @@ class _Lines:
         self.row: list[str] = []
         self._lines = iter(lines)
         self._again: deque[str] = deque()
-        self._hopeless = 0  # up to this line, reading on within a quote finds no end of it
         self._ended = False
 
     @property
@@ -121,8 +120,6 @@ class _Lines:
 
     def __next__(self) -> str:
         self._ended = True
-        if self.row and self.number < self._hopeless:
-            raise StopIteration
         line = self._again.popleft() if self._again else next(self._lines)
         self._ended = False
         self.number += 1
@@ -143,8 +140,6 @@ class _Lines:
         behind = self.row[kept:]
         if not self._ended and not (behind and _opens_a_cell(behind[-1])):
             return None
-        if behind:
-            self._hopeless = self.number
         self._again.extendleft(reversed(behind))
         self.number -= len(behind)
         return self.number

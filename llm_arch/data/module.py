@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -230,10 +229,8 @@ class DataModule(RowFormat, L.LightningDataModule):
 
     def collate(self, columns: Mapping[str, list[Any]], labelled: bool = True) -> Batch:
         """Columns of rows → a batch in the module's layout."""
-        if not labelled:
-            return make_batch(columns, self.layout)
-        batch = make_batch(columns, self.layout, self.label_tensors(columns))
-        return replace(batch, texts=self.metric_texts(columns))
+        labels, texts = (self.label_tensors(columns), self.metric_texts(columns)) if labelled else (None, None)
+        return make_batch(columns, self.layout, labels, texts)
 
     def padding_share(self) -> float:
         """Share of the training batches' cells that hold no token, in the layout that is used."""

@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from llm_arch.data.answers import Names, answers_of, characters, shown_tokens, token_span
+from llm_arch.data.answers import Names, answers_fault, answers_of, characters, shown_tokens, token_span
+from llm_arch.data.cells import text_fault
 from llm_arch.data.module import DataModule
 from llm_arch.data.sources import Row, Source
 from llm_arch.data.squad import read_squad
@@ -26,8 +27,8 @@ class QuestionAnsweringData(DataModule):
 
     Answers come in one of two forms, which the columns of a row tell:
 
-    - `answers`: {"text": [...], "answer_start": [...]}, or a list of {"text", "answer_start"}: several right answers, or
-      none when the question has no answer. Files of SQuAD's nested json (.json) are read so.
+    - `answers`: {"text": [...], "answer_start": [...]}, or a list of {"text", "answer_start"}: several right answers,
+      or none when the question has no answer. Files of SQuAD's nested json (.json) are read so.
     - `answer` and `answer_start`: one answer, empty for none. `answer_start` may be left out where the answer stands in
       the context only once.
 
@@ -101,21 +102,14 @@ class QuestionAnsweringData(DataModule):
             if isinstance(own, str | int) and own != "" and row.fault is None:
                 line = first.setdefault(own, row.line)
                 if line != row.line:
-                    yield row._replace(
-                        fault=f"has the id {own!r} of line {line}; give it one of its own, or set data.id_column to null"
-                    )
-                    continue
+                    fault = f"has the id {own!r} of line {line}; give it its own, or set data.id_column to null"
+                    row = row._replace(fault=fault)
             yield row
 
     def fault(self, values: Mapping[str, Any], labelled: bool) -> str | None:
         """Empty or non-text cells, and answers that do not stand where they should."""
-        for column in (self.names.question, self.names.context):
-            if not isinstance(values[column], str):
-                return f"{column!r} holds {type(values[column]).__name__} instead of text; fix the row"
-            if not values[column].strip():
-                return f"{column!r} is empty; fix the row"
-        answers = answers_of(values, self.names) if labelled else []
-        return answers if isinstance(answers, str) else None
+        fault = text_fault(values, (self.names.question, self.names.context))
+        return answers_fault(values, self.names) if labelled and fault is None else fault
 
     def texts(self, values: Mapping[str, Any]) -> tuple[str, str | None]:
         """The question and the context."""
@@ -137,7 +131,7 @@ class QuestionAnsweringData(DataModule):
     def kept(self, values: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
         """The texts; `encode` gives the rest."""
         question, context = self.texts(values)
-        answers = [answer[0] for answer in answers_of(values, self.names)] if labelled else None
+        answers = [answer.text for answer in answers_of(values, self.names)] if labelled else None
         return {"text": question, "text_pair": context, "answers": answers}
 
     def encode(
@@ -156,16 +150,19 @@ class QuestionAnsweringData(DataModule):
         counts = {"windowed": 0, "inside": 0}
         for values, encoding, kinds in zip(rows, encoded.encodings, types, strict=True):
             columns, words = self._windows(values[self.names.context], encoding, kinds)
-            answers = answers_of(values, self.names) if labelled else []
-            spans = [token_span(answer, words) for answer in answers]
-            if None in spans:
-                columns |= {"input_ids": [], "fault": "an answer has no token of this tokenizer; fix the row"}
-            known = list(dict.fromkeys(filter(None, spans)))
-            columns |= {"answer_start": [start for start, _ in known], "answer_end": [end for _, end in known]}
+            spans: dict[tuple[int, int], None] = {}  # each once, in order
+            inside = False
+            for answer in answers_of(values, self.names) if labelled else []:
+                if span := token_span(answer, words):
+                    spans[span] = None
+                    inside |= (words[span[0]][0], words[span[1]][1]) != characters(answer)
+                else:
+                    fault = f"the answer {answer.text!r} has no token of this tokenizer; fix the row"
+                    columns |= {"input_ids": [], "fault": fault}
+            columns |= {"answer_start": [start for start, _ in spans], "answer_end": [end for _, end in spans]}
             found.append(columns)
-            borders = [(words[span[0]][0], words[span[1]][1]) for span in spans if span is not None]
             counts["windowed"] += columns["windows"] is not None
-            counts["inside"] += any(b != characters(answer) for b, answer in zip(borders, answers, strict=False))
+            counts["inside"] += inside
         return {name: [row[name] for row in found] for name in found[0]}, counts
 
     def _windows(
@@ -179,13 +176,11 @@ class QuestionAnsweringData(DataModule):
         around = len(ids) - count
         lengths, places, fault = None, [first + i for i in shown], None
         if len(ids) > self.max_length and self.max_length - around <= self.stride:
-            ids, fault = (
-                [],
-                (
-                    f"the question takes {around} of data.max_length {self.max_length} tokens, too many for windows of the "
-                    f"context that share data.stride {self.stride}; set a larger max_length"
-                ),
+            fault = (
+                f"the question takes {around} of data.max_length {self.max_length} tokens, too many for windows of "
+                f"the context that share data.stride {self.stride}; set a larger max_length"
             )
+            ids = []
         elif len(ids) > self.max_length:
             ids, lengths, places = windowed(ids, first, count, self.max_length, self.stride, shown)
             if types is not None:

@@ -95,7 +95,7 @@ def note_bad_row(form: RowFormat, source: str, line: int, fault: str, facts: dic
 def encoding_faults(columns: dict[str, list[Any]]) -> dict[int, str]:
     """What is wrong with encoded rows, by their place, as the end of a sentence; takes the column `fault` out."""
     empty = [i for i, ids in enumerate(columns["input_ids"]) if not ids]  # a mean over no tokens would be NaN
-    said = columns.pop("fault", {})
+    said = columns.pop("fault", None)
     return {i: (said[i] if said else None) or "gives no tokens with this tokenizer; fix the row" for i in empty}
 
 

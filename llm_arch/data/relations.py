@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from llm_arch.data.cells import text_fault
 from llm_arch.data.labels import in_order, label_fault, unknown_label
 from llm_arch.data.module import DataModule
 from llm_arch.data.semeval import Names, read_semeval
@@ -73,15 +74,13 @@ class RelationExtractionData(DataModule):
     def source(self, name: str) -> Source:
         """A .txt file is one of SemEval-2010 Task 8, whose own names end in .TXT."""
         read = partial(read_semeval, names=self.names)
-        return Source(name, self.language, {".txt": read, ".TXT": read})
+        return Source(name, self.language, {".txt": read, ".TXT": read}, self.columns)
 
     def fault(self, values: Mapping[str, Any], labelled: bool) -> str | None:
         """Empty or non-text cells, and entities that can't be."""
+        if fault := text_fault(values, [self.names.text]):
+            return fault
         text = values[self.names.text]
-        if not isinstance(text, str):
-            return f"{self.names.text!r} holds {type(text).__name__} instead of text; fix the row"
-        if not text.strip():
-            return f"{self.names.text!r} is empty; fix the row"
         for column in (self.names.head, self.names.tail):
             if fault := _span_fault(values[column], text, column):
                 return fault

@@ -20,6 +20,7 @@ from llm_arch.data.files import Row, undecodable
 _SENTENCE = re.compile(r"\d+\t\s*(.*)")
 _MARKER = re.compile(r"</?e[12]>")
 _MARKERS = ("<e1>", "</e1>", "<e2>", "</e2>")
+_NOT_UTF8 = "is not valid UTF-8; save the file as UTF-8"
 _EXAMPLE = "mark both entities once, as in <e1>storm</e1> and <e2>flood</e2>"
 
 
@@ -36,37 +37,48 @@ def read_semeval(path: Path, names: Names) -> Iterator[Row]:
     """The sentences of a file, each a row with e1 as the head and e2 as the tail; None for a relation that is absent.
 
     A line that is neither sentence, relation nor comment is a row with a fault.
+
+    Args:
+        path: the file.
+        names: what to call the columns.
     """
     row: Row | None = None
-    open_ = False  # whether a relation may follow
+    expected = False  # whether a relation may follow
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, raw in enumerate(file, start=1):
             line = raw.strip()
-            if sentence := _SENTENCE.fullmatch(line):
+            if not line:
+                expected = False
+            elif sentence := _SENTENCE.fullmatch(line):
                 if row is not None:
                     yield row
-                row, open_ = _row(number, sentence[1].strip(), names), True
-            elif not line:
-                open_ = False
-            elif line.startswith("Comment"):
+                row, expected = _row(number, sentence[1], names), True
+            elif line.startswith("Comment:"):
                 continue
-            elif row is not None and open_:
-                open_ = False
-                row = row._replace(values=row.values | {names.label: line}) if row.fault is None else row
+            elif row is not None and expected:
+                expected = False
+                if undecodable([line]):
+                    row = Row(number, {}, _NOT_UTF8)
+                elif row.fault is None:
+                    row.values[names.label] = line
             else:
                 if row is not None:
                     yield row
-                row, open_ = (
-                    Row(number, {}, f"holds {line[:40]!r}: neither a sentence (number, tab, text) nor its relation"),
-                    False,
-                )
+                row, expected = Row(number, {}, _stray(line)), False
     if row is not None:
         yield row
 
 
+def _stray(line: str) -> str:
+    return (
+        f"holds {line[:40]!r}, which is neither a sentence of SemEval-2010 Task 8 (a number, a tab and the text) "
+        f"nor the relation of one"
+    )
+
+
 def _row(number: int, marked: str, names: Names) -> Row:
     if undecodable([marked]):
-        return Row(number, {}, "is not valid UTF-8; save the file as UTF-8")
+        return Row(number, {}, _NOT_UTF8)
     if len(marked) > 1 and marked[0] == marked[-1] == '"':
         marked = marked[1:-1]
     found = [match[0] for match in _MARKER.finditer(marked)]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from llm_arch.data.cells import text_fault
 from llm_arch.data.conll import Columns, read_conll
 from llm_arch.data.files import Row, read_delimited
 from llm_arch.data.module import DataModule
@@ -135,12 +136,9 @@ class TokenClassificationData(DataModule):
         """Empty or non-text cells, and spans that can't be."""
         if self._by_tokens(values):
             return tokens_fault(values[self.tokens_column], self.tokens_column)
-        text = values[self.text_column]
-        if not isinstance(text, str):
-            return f"{self.text_column!r} holds {type(text).__name__} instead of text; fix the row"
-        if not text.strip():
-            return f"{self.text_column!r} is empty; fix the row"
-        return span_fault(values[self.spans_column], text, self.spans_column) if labelled else None
+        if fault := text_fault(values, (self.text_column,)):
+            return fault
+        return span_fault(values[self.spans_column], values[self.text_column], self.spans_column) if labelled else None
 
     def texts(self, values: Mapping[str, Any]) -> tuple[str, str | None]:
         """The text, or the tokens joined by spaces."""

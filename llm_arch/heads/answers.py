@@ -126,7 +126,7 @@ class AnswerMetrics(Metric):
         """`exact_match`, `f1`, `exact_match_answerable` and `f1_answerable`; 0 where nothing is counted."""
         difference, exact, f1, silence, answerable = self._columns()
         answered, has_answer = difference <= self.threshold, answerable > 0
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, score in (("exact_match", exact), ("f1", f1)):
             score = torch.where(answered, score, silence)
             found |= {name: _mean(score), f"{name}_answerable": _mean(score[has_answer])}

@@ -217,7 +217,8 @@ class QuestionAnswering(Head):
             unanswered.tolist(),
             strict=True,
         ):
-            listed = [AnswerSpan("", *span, score) for span, score in zip(spans, scores, strict=True) if span[1]]
+            both = zip(spans, scores, strict=True)
+            listed = [AnswerSpan("", start, end, score) for (start, end), score in both if end]
             if silent:
                 predictions.append(AnswerPrediction(index, "", None, None, null, null, listed[: self.alternatives]))
             else:

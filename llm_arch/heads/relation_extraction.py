@@ -1,6 +1,6 @@
-"""The relation between two marked entities.
+"""The relation between two marked entities of a text.
 
-Legend: T tokens, B sequences, D hidden size, C classes, F features of a sequence.
+Legend: T tokens, B sequences, N tokens of entities, D hidden size, F features of a sequence, C classes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,44 @@ from llm_arch.heads.weights import ClassWeights, weights_of
 from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
 
 States = Literal["markers", "means", "both"]
-SCALE = 1.0
+_VECTORS = {"markers": 2, "means": 3, "both": 5}
+_NEGATIVE = "Other"
+
+
+@dataclass(frozen=True)
+class RelationPrediction(Prediction):
+    """The relation of two entities with its probability, and every relation's.
+
+    Attributes:
+        label: the most probable relation.
+        score: its probability.
+        scores: probability of every relation.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
 
 class RelationExtraction(Head):
-    """x"""
+    """Classifier on the states of two entities: a linear layer with tanh, and a linear one.
+
+    The states are those of the markers in front of the entities (Baldini Soares et al. 2019; the markers behind them
+    in a decoder, where a state knows only what comes before it), or the means over the entities' tokens and the state
+    of the whole sequence (Wu & He 2019), or all five.
+
+    Args:
+        hidden_size: D.
+        label_space: the relations; those that end in (e1,e2) and (e2,e1) are the two directions of one.
+        states: what the classifier sees: `markers`, `means` or `both`.
+        hidden_layer: whether there is a layer of size D below the linear one.
+        pooling: how the sequence becomes one vector; None takes the backbone's.
+        dropout: probability on the states and on the hidden layer.
+        class_weights: `balanced` weights each row by N / (C · count of its label); a mapping weights labels by name.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        negative: the label of entities that have no relation, which F1 leaves out. `Other` may be absent: then every
+            label counts, as it does with None.
+    """
 
     major = "macro_f1"
     mode = "max"
@@ -31,25 +65,25 @@ class RelationExtraction(Head):
         hidden_size: int,
         label_space: LabelSpace,
         *,
-        states: States = "markers",
+        states: States = "both",
         hidden_layer: bool = True,
         pooling: Pooling | None = None,
         dropout: float = 0.1,
         class_weights: ClassWeights | None = None,
         label_smoothing: float = 0.0,
-        negative: str | None = "Other",
-        scale: float = 1.0,
+        negative: str | None = _NEGATIVE,
     ) -> None:
         super().__init__()
+        _check(label_space, states, label_smoothing, negative)
         self.label_space = label_space
         self.states: States = states
         self.pooling = pooling
         self.label_smoothing = label_smoothing
-        self.negative = negative
+        self.negative = negative if negative in label_space.names else None
+        self.marker = 0
+        features = _VECTORS[states] * hidden_size
         self.dropout = nn.Dropout(dropout)
-        self.scale=scale
-        features = {"markers": 2, "means": 3, "both": 5}[states] * hidden_size
-        self.mix = nn.Linear(features, hidden_size) if hidden_layer else None
+        self.hidden = nn.Linear(features, hidden_size) if hidden_layer else None
         self.classify = nn.Linear(hidden_size if hidden_layer else features, len(label_space))
         nn.init.normal_(self.classify.weight, std=0.02)
         nn.init.zeros_(self.classify.bias)
@@ -57,44 +91,85 @@ class RelationExtraction(Head):
         self.register_buffer("weights_C", weights_of(class_weights, label_space), persistent=False)
 
     def bind(self, backbone: Backbone) -> None:
+        """Take the backbone's pooling unless one was given, and the closing markers of a decoder."""
         self.pooling = self.pooling or backbone.pooling
+        self.marker = int(getattr(backbone, "is_decoder", False))
 
     def forward(self, hidden: Hidden, batch: Batch) -> Tensor:
         """(B, C) logits."""
-        x = self._features(hidden.last_TD, batch)
-        x = self.dropout(x)
-        if self.mix is not None:
-            x = self.dropout(torch.tanh(self.mix(x)))
-        return self.classify(x)*self.scale
+        states_BF = self.dropout(self._states(hidden.last_TD, batch))
+        if self.hidden is not None:
+            states_BF = self.dropout(self.hidden(states_BF).tanh())
+        logits: Tensor = self.classify(states_BF)
+        return logits
 
-    def _features(self, hidden_TD, batch):
-        token_B4 = batch.words.token.view(-1, 4)
-        markers = [hidden_TD[token_B4[:, 0]], hidden_TD[token_B4[:, 2]]]
+    def _states(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
+        """(B, F): what the classifier sees, side by side."""
+        head_B2, tail_B2 = _markers(batch)
+        markers = [hidden_TD[place_B2[:, self.marker]] for place_B2 in (head_B2, tail_B2)]
         if self.states == "markers":
             return torch.cat(markers, 1)
-        means = [between(hidden_TD, token_B4[:, i]+1, token_B4[:, i+1]) for i in (0, 2)]
+        means = [_mean_between(hidden_TD, place_B2) for place_B2 in (head_B2, tail_B2)]
         rest = [batch.pool(hidden_TD, self.pooling or "first"), *means]
         return torch.cat(rest if self.states == "means" else [*markers, *rest], 1)
 
     def loss(self, hidden: Hidden, batch: Batch) -> Loss:
-        logits_BC, truth_B = self(hidden, batch).float(), batch.labels["label"]
-        weights_C = self.weights_C
-        sum_ = cross_entropy(logits_BC, truth_B, weight=weights_C, label_smoothing=self.label_smoothing, reduction="sum")
+        """Cross-entropy summed over rows."""
+        logits_BC, truth_B, weights_C = self(hidden, batch).float(), batch.labels["label"], self.weights_C
+        sum_ = cross_entropy(
+            logits_BC, truth_B, weight=weights_C, label_smoothing=self.label_smoothing, reduction="sum"
+        )
         return Loss(sum_, float(len(truth_B)) if weights_C is None else weights_C[truth_B].sum())
 
     def metrics(self) -> Metric:
+        """The scores of SemEval-2010 Task 8."""
         return RelationMetrics(self.label_space.names, self.negative)
 
     def metric_inputs(self, logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """Predicted and true classes."""
         return logits.argmax(1), batch.labels["label"]
 
     def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
-        return []
+        """The relation of each row, with probabilities."""
+        names = self.label_space.names
+        found: list[Prediction] = []
+        for index, row in zip(batch.index.tolist(), logits.float().softmax(1).tolist(), strict=True):
+            scores = dict(zip(names, row, strict=True))
+            label = max(names, key=scores.__getitem__)
+            found.append(RelationPrediction(index, label, scores[label], scores))
+        return found
 
-def between(hidden_TD, start_B, end_B):
-    lengths_B = end_B - start_B
-    row_N = torch.repeat_interleave(torch.arange(len(lengths_B)), lengths_B)
-    first = lengths_B.cumsum(0) - lengths_B
-    token_N = torch.arange(len(row_N)) - first[row_N] + start_B[row_N]
-    total = hidden_TD.new_zeros(len(lengths_B), hidden_TD.shape[1]).index_add(0, row_N, hidden_TD[token_N])
-    return total / lengths_B.clamp(min=1)[:, None].to(hidden_TD.dtype)
+
+def _markers(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(B, 2) each: the tokens that open and close the head, and those of the tail."""
+    if batch.words is None or len(batch.words.token) != 4 * batch.size:
+        raise UserError("relation extraction needs two marked entities a row; take a data module that marks them")
+    token_B4 = batch.words.token.view(-1, 4)
+    return token_B4[:, :2], token_B4[:, 2:]
+
+
+def _mean_between(hidden_TD: Tensor, place_B2: Tensor) -> Tensor:
+    """(B, D): the mean over the tokens between two markers, zero where there are none."""
+    lengths_B = place_B2[:, 1] - place_B2[:, 0] - 1
+    rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
+    row_N = torch.repeat_interleave(rows_B, lengths_B)
+    before_B = lengths_B.cumsum(0) - lengths_B
+    token_N = torch.arange(len(row_N), device=row_N.device) + (place_B2[:, 0] + 1 - before_B)[row_N]
+    total_BD = hidden_TD.new_zeros(len(lengths_B), hidden_TD.shape[1]).index_add(0, row_N, hidden_TD[token_N])
+    return total_BD / lengths_B.clamp(min=1)[:, None].to(hidden_TD.dtype)
+
+
+def _check(labels: LabelSpace, states: str, label_smoothing: float, negative: str | None) -> None:
+    if labels.multi:
+        raise UserError("relation extraction gives two entities one relation; the data has sets of labels")
+    if len(labels) < 2:
+        raise UserError(f"relation extraction needs at least two labels, the data has {list(labels.names)}")
+    if states not in _VECTORS:
+        raise UserError(f"states must be one of {', '.join(_VECTORS)}, got {states!r}")
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if negative not in (None, _NEGATIVE, *labels.names):
+        raise UserError(
+            f"negative is {negative!r}, which is none of the labels: {', '.join(labels.names[:12])}"
+            f"{' …' if len(labels) > 12 else ''}"
+        )

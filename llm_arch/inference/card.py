@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +11,38 @@ from llm_arch.tags import split_tag
 _LISTED_LABELS = 40
 
 
-def model_card(record: dict[str, Any], directory: Path) -> str:
+def model_card(record: dict[str, Any], directory: Path, columns: Sequence[str] = ("text",)) -> str:
     """README.md of a model directory, from its record.
 
     Args:
         record: `llm_arch.json`.
         directory: where the model lies, for the commands.
+        columns: the columns that prediction needs.
     """
-    labels, what, rows = record["label_space"]["names"], "labels", "your.csv"
+    labels, what, rows = record["label_space"]["names"], "labels", "your.jsonl" if len(columns) > 1 else "your.csv"
     data = record.get("data", {}).get("init_args", {})
     if "scheme" in data:  # the labels are tags
         labels = list(dict.fromkeys(label for _, label in map(split_tag, labels) if label))
         what, rows = "entity types", "your.conll"
-    text = "--input your.jsonl" if data.get("text_pair_column") else "--text 'your text'"
+    text = "--input your.jsonl" if len(columns) > 1 else "--text 'your text'"
     shown = ", ".join(f"`{name}`" for name in labels[:_LISTED_LABELS])
     more = f" and {len(labels) - _LISTED_LABELS} more" if len(labels) > _LISTED_LABELS else ""
     lineage = record["lineage"]
+    stock = record.get("backbone", {}).get("class_path", "").endswith("pretrained.Pretrained")
+    exit_ = (
+        "The backbone loads in plain transformers with `AutoModel.from_pretrained` on this folder. " if stock else ""
+    )
     lines = [
-        f"# {record['task']}, {len(labels)} {what}",
+        f"# {record['task']}, {len(labels)} {what}" if labels else f"# {record['task']}",
         "",
-        f"Written by llm_arch {lineage['versions']['llm_arch']}. The backbone loads in plain transformers with "
-        "`AutoModel.from_pretrained` on this folder; head, labels and lineage are in `head.safetensors` and "
-        "`llm_arch.json`; `manifest.json` lists a checksum of every file.",
+        f"Written by llm_arch {lineage['versions']['llm_arch']}. {exit_}Head, labels and lineage are in "
+        "`head.safetensors` and `llm_arch.json`; `manifest.json` lists a checksum of every file.",
         "",
         "```bash",
         f"llm-arch predict --model {directory} {text}",
         f"llm-arch test --model {directory} --data {rows}",
         "```",
-        "",
-        f"{what.capitalize()}: {shown}{more}.",
+        *(["", f"{what.capitalize()}: {shown}{more}."] if labels else []),
     ]
     results = record["metrics"]
     if results:

@@ -107,7 +107,8 @@ def save(
             "records": {},
             "metrics": metrics or {},
         }
-        (folder / model_directory.CARD).write_text(model_card(record, directory), encoding="utf-8")
+        columns = [name for name, always in data.columns.items() if always]
+        (folder / model_directory.CARD).write_text(model_card(record, directory, columns), encoding="utf-8")
         return record
 
     model_directory.write(directory, write)

@@ -63,6 +63,22 @@ def test_tags_are_shown_as_entity_types() -> None:
     assert "llm-arch test --model m --data your.conll" in lines
 
 
+def test_nothing_is_said_of_labels_where_there_are_none() -> None:
+    card = model_card(record(task="Regression", label_space={"names": []}), Path("m"))
+    assert card.startswith("# Regression\n\n")
+    assert "abels:" not in card
+    assert "```\n\n## Where it came from" in card
+
+
 def test_pairs_come_from_a_file() -> None:
-    lines = model_card(record(data={"init_args": {"text_pair_column": "b"}}), Path("m")).splitlines()
+    lines = model_card(record(), Path("m"), ["question", "context"]).splitlines()
     assert "llm-arch predict --model m --input your.jsonl" in lines
+
+
+def test_plain_transformers_is_only_promised_for_its_own_models() -> None:
+    for class_path, promised in (
+        ("llm_arch.backbones.pretrained.Pretrained", True),
+        ("llm_arch.backbones.convolutional.TextCNN", False),
+    ):
+        card = model_card(record(backbone={"class_path": class_path}), Path("m"))
+        assert ("AutoModel" in card) is promised
