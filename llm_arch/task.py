@@ -45,7 +45,7 @@ class Task(L.LightningModule):
         label_space: the labels; comes from the data.
         optimizer: makes the optimizer from parameter groups; None for AdamW with `learning_rate` and `weight_decay`.
         learning_rate: of the default optimizer; None for one that suits the hidden size, 1e-4 at 384 and 5e-5 at 768,
-            times the head's `rate`.
+            times the head's `rate_factor`.
         weight_decay: of the default optimizer (0.01 when None), on all but biases, normalisation and embeddings.
         lr_scheduler: learning rate over the steps; None for linear decay after 10 % of warm-up.
         loss_terms: extra terms added to the head's loss.
@@ -92,7 +92,7 @@ class Task(L.LightningModule):
         self.head.bind(self.backbone)
         self.label_space = label_space
         self.optimizer_callable = optimizer
-        suited = self.head.rate * _RATE_TIMES_WIDTH / self.backbone.hidden_size
+        suited = self.head.rate_factor * _RATE_TIMES_WIDTH / self.backbone.hidden_size
         self.learning_rate = suited if learning_rate is None else learning_rate
         self.weight_decay = DEFAULT_WEIGHT_DECAY if weight_decay is None else weight_decay
         self.lr_scheduler = lr_scheduler if lr_scheduler is not None else Linear(warmup=0.1)

@@ -319,13 +319,13 @@ class Head(Configured, nn.Module, ABC):
         label_space: the labels in the order of the logits.
         major: name of the metric that early stopping and checkpoints follow.
         mode: whether `major` is better when higher ("max") or lower ("min").
-        rate: factor on the default learning rate of `Task`, for tasks that take larger steps well.
+        rate_factor: factor on the default learning rate of `Task`, for tasks that take larger steps well.
     """
 
     label_space: LabelSpace
     major: str
     mode: Literal["min", "max"]
-    rate: float = 1.0
+    rate_factor: float = 1.0
 
     def bind(self, backbone: Backbone) -> None:  # noqa: B027 - a hook: most heads need no more than the hidden size
         """Called once with the backbone, for heads that read its pooling or share its embeddings."""

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-
 # Adam moves every number by about the learning rate a step, whatever its gradient. A rate that suits a backbone would
 # leave transitions where they begin, so they are learned in units a hundred times larger.
 _UNIT = 100.0

@@ -73,7 +73,7 @@ class TokenClassification(Head):
 
     major = "f1"
     mode = "max"
-    rate = 2.0  # validation rows of WNUT17 after 3 epochs: F1 0.51 at 1, 0.57 at 2
+    rate_factor = 2.0  # validation rows of WNUT17 after 3 epochs: F1 0.51 at 1, 0.57 at 2
 
     def __init__(
         self,
