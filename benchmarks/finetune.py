@@ -149,7 +149,7 @@ def quality_run(name: str, root: str, seed: int, epochs: int) -> dict[str, Any]:
         trainer.fit(task, datamodule=data)
         found = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key.removeprefix("test/"): float(value) for key, value in found.items()}
-    return {"set": name, "seed": seed, **metrics, "train_seconds": task.train_seconds, "precision": trainer.precision}
+    return {"set": name, "seed": seed, **metrics, "train_seconds": task.train_seconds, "trained_in": trainer.precision}
 
 
 def quality(options: argparse.Namespace, root: Path) -> None:

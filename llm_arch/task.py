@@ -254,7 +254,8 @@ class Task(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Let the head tune its decision, then log `val/loss` and `val/<metric>`."""
-        self.head.calibrate(self.evaluated)
+        if not self.trainer.sanity_checking:  # a few rows and a model that has learnt nothing
+            self.head.calibrate(self.evaluated)
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:

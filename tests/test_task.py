@@ -438,6 +438,16 @@ def test_a_head_may_tune_itself_on_all_validation_rows_before_they_are_measured(
     assert seen == [17]
 
 
+def test_a_head_does_not_tune_itself_on_the_rows_of_a_sanity_check(data, rows, write_rows, tmp_path):
+    path = write_rows(rows(17, UNEVEN, seed=2), "other.jsonl")
+    task, seen = task_of(), []
+    task.head.calibrate = lambda metric: seen.append(int(metric.confusion.sum()))
+    module = data(validation=path, evaluation_tokens=20)
+    trainer = trainer_of(tmp_path, num_sanity_val_steps=2, check_val_every_n_epoch=2, max_epochs=3)
+    trainer.fit(task, datamodule=module)
+    assert seen == [17]  # after the second epoch
+
+
 @pytest.mark.parametrize("backbone", ["tiny:bert", "tiny:gpt2"])
 @pytest.mark.parametrize("pooling", [None, "first", "last", "mean", "max"])
 def test_padded_and_flat_give_the_same_logits_and_loss(backbone, pooling, data):

@@ -26,8 +26,10 @@ _BITS = {
 
 
 def keep_share(dropout: float) -> float:
-    """The share of elements that is kept: 1 - dropout, rounded to a multiple of 2⁻¹⁶ but never to 0."""
-    return max(1, round((1 - dropout) * _STEPS)) / _STEPS
+    """The share of elements that is kept: 1 - dropout, rounded to a multiple of 2⁻¹⁶ but never to 0 or up to 1."""
+    if dropout == 0:
+        return 1.0
+    return min(max(1, round((1 - dropout) * _STEPS)), _STEPS - 1) / _STEPS
 
 
 def random_mask(shape: torch.Size | tuple[int, ...], keep: float, dtype: torch.dtype) -> Tensor:

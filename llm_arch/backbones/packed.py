@@ -153,6 +153,8 @@ def packed_attention(
     if attention_mask is not None:
         raise ValueError("packed attention takes no attention mask: the map says what may be attended")
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+    # Under autocast rotary positions (Llama's) make fp32 of query and key; torch's own kernel would turn them back too.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     query_THd, key_TKd, value_TKd = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
 
     if _varlen_serves(query, dropout):

@@ -138,7 +138,8 @@ class QuestionAnswering(Head):
 
     def bind(self, backbone: Backbone) -> None:
         """Take the last token where the first has seen nothing, unless told otherwise."""
-        self.pooling = self.pooling or ("last" if backbone.pooling == "last" else "first")
+        reads_forward = backbone.pooling == "last" or getattr(backbone, "is_decoder", False)
+        self.pooling = self.pooling or ("last" if reads_forward else "first")
 
     def forward(self, hidden: Hidden, batch: Batch) -> Tensor:
         """(W + R, 2) logits of start and end: of the words, then of no answer for each row."""

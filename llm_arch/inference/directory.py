@@ -89,7 +89,8 @@ def save(
         save_file(weights, folder / model_directory.HEAD)
         given = tuple(task.head.init_args)[:2]  # the hidden size and the labels, whatever the head calls them
         head = model_directory.part(task.head.class_path, task.head.init_args, given)
-        head["init_args"] |= {"pooling": task.backbone.pooling} if head["init_args"].get("pooling", 0) is None else {}
+        if head["init_args"].get("pooling", 0) is None:  # what the head chose itself, which need not be the backbone's
+            head["init_args"]["pooling"] = getattr(task.head, "pooling", None) or task.backbone.pooling
         record = {
             "task": type(task.head).__name__,
             "backbone": {

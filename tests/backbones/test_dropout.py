@@ -35,6 +35,11 @@ def test_the_share_kept_is_near_and_never_nothing(p: float) -> None:
     assert (keep * 2**16).is_integer()
 
 
+@pytest.mark.parametrize("p", [1e-9, 2**-18, 2**-16, 1 - 1e-9])
+def test_extreme_shares(p: float) -> None:
+    assert Dropout(p)(torch.ones(1000)).eq(0).all() == (p > 0.5)
+
+
 def test_neighbours_are_independent() -> None:
     mask = random_mask((100_000, 4), 0.5, torch.bfloat16).bool().double()  # four elements share a draw
     correlation = torch.corrcoef(mask.T)

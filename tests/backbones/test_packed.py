@@ -270,6 +270,27 @@ def test_the_varlen_kernel_serves_half_precision_on_cuda_without_dropout(
     assert packed._varlen_serves(query, dropout) is serves
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("grad", [True, False])
+def test_query_and_key_follow_the_value_to_half_precision(dropout: float, grad: bool) -> None:
+    lengths = [2, 5, 1]  # under autocast rotary positions make fp32 of the first two
+    q, k, v = (x.detach().float().requires_grad_(grad) for x in inputs(8))
+    halves = [x.detach().bfloat16().requires_grad_(grad) for x in (q, k, v)]
+    found = []
+    for parts in ((q, k, v.bfloat16()), halves):
+        torch.manual_seed(0)
+        found.append(packed_attention(Layer(), *parts, None, dropout=dropout, packed=PackedMap(flat(lengths)))[0])
+    assert found[0].dtype == torch.bfloat16
+    assert torch.equal(*found)
+    if grad:
+        for out in found:
+            out.float().square().sum().backward()
+        for full, half in zip((q, k, v), halves, strict=True):
+            assert full.grad is not None
+            assert half.grad is not None
+            assert torch.equal(full.grad, half.grad.float())
+
+
 def test_on_cpu_the_kernel_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "_varlen", lambda *a: pytest.fail("the CUDA kernel on CPU"))
     q, k, v = (x.detach().bfloat16() for x in inputs(3))

@@ -520,6 +520,19 @@ def test_presets_run(name: str) -> None:
     assert backbone.init_args == {"name": name}
 
 
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_bf16_is_near_fp32_and_gives_gradients(name: str) -> None:
+    backbone = make(CONFIGS[name])
+    states = []
+    for half in (False, True):
+        backbone.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            states.append(backbone(batch_of(texts())).last_TD.float())
+        states[-1].square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters() if p.requires_grad)
+    assert (states[1] - states[0]).abs().mean() < 0.05 * states[0].abs().mean()
+
+
 def test_a_backbone_can_be_copied() -> None:
     backbone = make(CONFIGS["bert"])
     copied = copy.deepcopy(backbone)

@@ -177,17 +177,19 @@ def test_dropout_is_on_in_training_only() -> None:
 
 def test_which_state_says_that_there_is_no_answer() -> None:
     class Bound:
-        def __init__(self, pooling: str) -> None:
-            self.pooling = pooling
+        def __init__(self, pooling: str, is_decoder: bool) -> None:
+            self.pooling, self.is_decoder = pooling, is_decoder
 
-    for given_, backbones, expected in (
-        (None, "mean", "first"),
-        (None, "last", "last"),
-        (None, "max", "first"),
-        ("mean", "last", "mean"),
+    for given_, backbones, decoder, expected in (
+        (None, "mean", False, "first"),
+        (None, "last", True, "last"),
+        (None, "last", False, "last"),
+        (None, "max", False, "first"),
+        (None, "max", True, "last"),  # causal convolutions: the first token has seen nothing
+        ("mean", "last", True, "mean"),
     ):
         head = head_of(pooling=given_)
-        head.bind(Bound(backbones))  # type: ignore[arg-type]
+        head.bind(Bound(backbones, decoder))  # type: ignore[arg-type]
         assert head.pooling == expected
         nulls = head(Hidden(states()), batch_of())[5:, 0]
         pooled = head.null(batch_of().pool(states(), expected))[:, 0]  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from llm_arch.backbones.load import backbone_from
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.data.collate import make_batch
+from llm_arch.data.question_answering import QuestionAnsweringData
 from llm_arch.heads.classification import SequenceClassification
+from llm_arch.heads.question_answering import QuestionAnswering
 from llm_arch.inference import load, save
 from llm_arch.task import Task
 from llm_arch.types import Batch, LabelSpace, UserError
@@ -125,6 +128,22 @@ def test_the_head_comes_back_as_it_was_built(
     if head.weights_C is not None:
         assert before.weights_C is not None
         assert torch.equal(head.weights_C, before.weights_C)
+
+
+@pytest.mark.parametrize("options", [{}, {"pooling": None}, {"pooling": "max"}])  # the command line names them all
+@pytest.mark.parametrize("pooling", [None, "last"])
+def test_a_head_that_pools_otherwise_than_its_backbone_comes_back_so(
+    options: dict[str, Any], pooling: Any, tmp_path: Path, tokenizer: str
+) -> None:
+    data = QuestionAnsweringData(tokenizer=tokenizer, max_length=16)
+    head = partial(QuestionAnswering, **options)
+    task = Task("tiny:bert", head, data.label_space, pooling=pooling)
+    assert isinstance(task.head, QuestionAnswering)
+    save(task, data, tmp_path / "model")
+    found = load(tmp_path / "model").head
+    assert isinstance(found, QuestionAnswering)
+    assert found.pooling == task.head.pooling
+    assert found.pooling == (options.get("pooling") or pooling or "first")
 
 
 def test_how_rows_are_read_comes_back(tmp_path: Path, tokenizer: str) -> None:
