@@ -24,8 +24,8 @@ run
   --print_config                 print the whole configuration and stop
 
 data
-  --data.train FILE              .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, smart_home (embedded);
-                                 for task/ner any other file is read as CoNLL
+  --data.train FILE              .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, or embedded: smart_home,
+                                 sample:NAME; task/ner reads any other file as CoNLL
   --data.validation FILE         otherwise cut off the training rows
   --data.test FILE               otherwise the validation rows are measured
   --data.text_column NAME        column of the text (default: text)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
@@ -12,11 +15,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
-# Imported so that their keys and short names are known when one is misspelt.
+import llm_arch.data
+import llm_arch.heads
 from llm_arch.cli.explain_error import constructor_error, explain, parameters_of
-from llm_arch.data.classification import TextClassificationData
 from llm_arch.data.module import DataModule
-from llm_arch.heads.classification import SequenceClassification
 from llm_arch.schedules import Schedule
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
@@ -33,7 +35,22 @@ _KINDS: dict[str, type] = {
     "trainer.logger": Logger,
 }
 _OWN = ("output", "overwrite", "resume", "before", "seed_everything", "config", "print_config")
-_GROUPS = {"trainer": Trainer, "model": Task, "data": TextClassificationData, "model.head": SequenceClassification}
+
+
+def _shipped(package: ModuleType, base: type) -> list[type]:
+    """The classes of a folder, all imported, so that their keys and short names are known when one is misspelt."""
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        import_module(module.name)
+    below: list[type] = type.__subclasses__(base)
+    return [kind for kind in below if kind.__module__.startswith(f"{package.__name__}.")]
+
+
+_GROUPS: list[tuple[str, type]] = [
+    ("trainer", Trainer),
+    ("model", Task),
+    *(("data", kind) for kind in _shipped(llm_arch.data, DataModule)),
+    *(("model.head", kind) for kind in _shipped(llm_arch.heads, Head)),
+]
 
 
 class FitParser(LightningCLI):
@@ -107,4 +124,4 @@ def parse(arguments: list[str], places: Mapping[str, str] | None = None) -> FitP
 
 def known_keys() -> list[str]:
     """All keys that somebody could mean, those of the shipped data formats and heads included."""
-    return [*_OWN, *(f"{group}.{name}" for group, kind in _GROUPS.items() for name in parameters_of(kind))]
+    return [*_OWN, *dict.fromkeys(f"{group}.{name}" for group, kind in _GROUPS for name in parameters_of(kind))]
