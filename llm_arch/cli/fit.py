@@ -24,7 +24,7 @@ run
   --print_config                 print the whole configuration and stop
 
 data
-  --data.train FILE              .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, or embedded: smart_home,
+  --data.train FILE              .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, embedded: smart_home,
                                  sample:NAME; task/ner reads any other file as CoNLL
   --data.validation FILE         otherwise cut off the training rows
   --data.test FILE               otherwise the validation rows are measured
