@@ -29,7 +29,7 @@ from llm_arch.cli.configs import find
 from llm_arch.cli.quiet import quiet
 from llm_arch.heads.classification import SequenceClassification
 
-BACKBONES = ("textcnn", "cnn", "bilstm")
+BACKBONES = ("textcnn", "bilstm", "cnn")
 SETS = ("sst2", "trec")
 
 

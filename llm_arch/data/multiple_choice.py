@@ -87,7 +87,8 @@ class MultipleChoiceData(DataModule):
         try:
             choices = self._choices(values)
             if labelled:
-                place_of(values[self.answer_column], choices, self.answer_column)
+                place = place_of(values[self.answer_column], choices, self.answer_column)
+                self._check_number(values, choices[place])
         except UserError as error:
             return str(error)
         return None
@@ -99,6 +100,17 @@ class MultipleChoiceData(DataModule):
         cells = {name: values.get(name) for name in self.choice_columns}
         used = {name: cell for name, cell in cells.items() if not (cell is None or str(cell).strip() == "")}
         return choices_of({"label": list(used), "text": list(used.values())}, ", ".join(self.choice_columns))
+
+    def _check_number(self, values: Mapping[str, Any], choice: tuple[str | None, str]) -> None:
+        """Behind an empty cell a number could mean one choice by column and another by count."""
+        answer = str(values[self.answer_column]).strip()
+        if self.choice_columns is None or answer in choice or not answer.isdecimal():
+            return
+        if self.choice_columns.index(str(choice[0])) != int(answer):
+            raise UserError(
+                f"{self.answer_column!r} is the number {answer}, but a choice before it is empty; "
+                f"name the column of the answer instead"
+            )
 
     def texts(self, values: Mapping[str, Any]) -> tuple[str, str | None]:
         """The question, and the choices as JSON: a list of label and text of each."""

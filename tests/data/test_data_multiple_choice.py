@@ -180,6 +180,14 @@ def test_a_column_for_each_choice(make: Make, tmp_path: Path) -> None:
     assert stored["answer"][:] == [2, 1, 0]
 
 
+def test_a_number_behind_an_empty_choice_is_refused(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("question,a,b,c,right\nw1,w2,,w4,0\nw1,w2,,w4,1\n", encoding="utf-8")
+    data = make(choice_columns=["a", "b", "c"], answer_column="right")
+    with pytest.raises(UserError, match="line 3: 'right' is the number 1, but a choice before it is empty; name"):
+        data.load_source(str(path))
+
+
 def test_a_column_for_each_choice_may_hold_nothing(make: Make, write_rows: Write) -> None:
     data = make(choice_columns=["a", "b", "c"])
     row = {"question": "w1", "a": "w2", "b": "w3", "c": None, "answer": "b"}
