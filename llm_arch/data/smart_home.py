@@ -38,7 +38,7 @@ class SmartHome:
     """The data set.
 
     Attributes:
-        splits: "train", "validation" and "test", each a list of rows {"text", "label", "template", "slots"}; a slot is
+        splits: "train", "validation" and "test", each a list of rows {"text", "label", "template", "spans"}; a slot is
             {"start", "end", "label"} in characters of the text, end exclusive.
         notes: sentences to print: which intents are only in training, and what was left out.
     """
@@ -100,11 +100,11 @@ def smart_home(language: str = "en", *, sentences_per_template: int = 16, seed: 
                 lost[split].append(intent)
         if not assigned["test"]:
             thin.append(intent)
-    taught = {slot["label"] for row in splits["train"] for slot in row["slots"]}
+    taught = {slot["label"] for row in splits["train"] for slot in row["spans"]}
     untaught = 0
     for split, rows in splits.items():
         count = len(rows)
-        rows[:] = [row for row in rows if taught.issuperset(slot["label"] for slot in row["slots"])]
+        rows[:] = [row for row in rows if taught.issuperset(slot["label"] for slot in row["spans"])]
         untaught += count - len(rows)
         Random(f"order/{language}/{seed}/{split}").shuffle(rows)
 
@@ -239,7 +239,7 @@ def _sentence(sampler: _Sampler, node: Any, space: re.Pattern[str], reject: re.P
                 return None
             slots.append({"start": moved(start), "end": moved(end), "label": label})
         position += len(piece)
-    return {"text": text, "slots": slots}
+    return {"text": text, "spans": slots}
 
 
 def _assign(templates: list[str], random: Random) -> dict[str, list[str]]:

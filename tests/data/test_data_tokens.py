@@ -258,7 +258,7 @@ def test_prediction_needs_neither_tags_nor_spans(make: Make, write_rows: Write) 
 @pytest.mark.parametrize("language", ["zh-CN", "de", "ja"])
 def test_the_embedded_set_in_other_languages(make: Make, tokenizer: str, language: str) -> None:
     """Every slot is back where it was, from the tags and the words alone."""
-    data = make("smart_home", tokenizer=tokenizer, language=language, spans_column="slots")
+    data = make("smart_home", tokenizer=tokenizer, language=language)
     for name in ("train", "validation", "test"):
         rows = [row.values for row in data.source(data.sources[name]).rows()]
         split = data.splits[name]
@@ -272,7 +272,7 @@ def test_the_embedded_set_in_other_languages(make: Make, tokenizer: str, languag
                     found.append(span(start, end, tag[2:]))
                 elif tag[0] == "I":
                     found[-1]["end"] = end
-            assert found == sorted(row["slots"], key=lambda slot: slot["start"])
+            assert found == sorted(row["spans"], key=lambda slot: slot["start"])
 
 
 def test_chinese_characters_are_words(make: Make, tokenizer: str, write_rows: Write) -> None:

@@ -64,13 +64,13 @@ def check(data: SmartHome) -> None:
 
 def check_row(row: dict[str, Any]) -> None:
     text = row["text"]
-    assert row.keys() == {"text", "label", "template", "slots"}
+    assert row.keys() == {"text", "label", "template", "spans"}
     assert row["template"].startswith(row["label"] + "/")
     assert text
     assert text == " ".join(text.split())
     assert not set("{}<>[]()|\\") & set(text)
     end = 0
-    for slot in row["slots"]:
+    for slot in row["spans"]:
         assert slot.keys() == {"start", "end", "label"}
         assert end <= slot["start"] < slot["end"] <= len(text), row
         value = text[slot["start"] : slot["end"]]
@@ -113,7 +113,7 @@ def test_about_a_fifth_of_an_intents_templates_are_in_test(english: SmartHome) -
 def test_slots_hold_values_of_their_kind(english: SmartHome) -> None:
     values: defaultdict[str, set[str]] = defaultdict(set)
     for row in english.splits["train"]:
-        for slot in row["slots"]:
+        for slot in row["spans"]:
             values[slot["label"]].add(row["text"][slot["start"] : slot["end"]])
     assert "timer_hours" not in values  # {timer_hours:hours} fills the slot "hours"
     assert all(value.isdigit() and 1 <= int(value) <= 100 for value in values["hours"])
@@ -128,7 +128,7 @@ def test_names_suit_the_command(english: SmartHome) -> None:
         row["text"][slot["start"] : slot["end"]]
         for row in english.splits["train"]
         if row["label"] == "HassVacuumReturnToBase"
-        for slot in row["slots"]
+        for slot in row["spans"]
         if slot["label"] == "name"
     }
     assert named
@@ -213,8 +213,8 @@ def test_templates_we_cannot_fill_are_left_out_and_counted(monkeypatch: pytest.M
         "hello you",
         *(f"{value} {order}" for value in ("nice", "very nice") for order in ("one two", "two one")),
     }
-    assert {row["text"][slot["start"] : slot["end"]] for row in rows for slot in row["slots"]} == {"nice", "very nice"}
-    assert {slot["label"] for row in rows for slot in row["slots"]} == {"slot"}
+    assert {row["text"][slot["start"] : slot["end"]] for row in rows for slot in row["spans"]} == {"nice", "very nice"}
+    assert {slot["label"] for row in rows for slot in row["spans"]} == {"slot"}
     assert made.notes == [
         "Only in training, having fewer than three templates: Odd, Plain.",
         "Templates left out for want of slot values or of a sentence that reads well: 3.",
