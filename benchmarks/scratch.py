@@ -12,6 +12,8 @@ import argparse
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +37,8 @@ SETS = ("sst2", "trec")
 
 def run(backbone: str, name: str, root: Path, seed: int) -> dict[str, Any]:
     """Train one backbone on one set with one seed, and test it."""
+    quiet()
+    torch.set_num_threads(1)
     config = yaml.safe_load(find(f"backbone/{backbone}").read_text(encoding="utf-8"))
     part = config["model"]["backbone"]
     rows = load(name, root)
@@ -79,8 +83,8 @@ def write(runs: list[dict[str, Any]], data: str) -> None:
         "| backbone | set | accuracy by seed | mean ± std | parameters | epochs | training, rows/s | test, rows/s |"
     ]
     lines += ["|---|---|---|---|---|---|---|---|"]
-    for backbone, name in dict.fromkeys((r["backbone"], r["set"]) for r in runs):
-        here = [r for r in runs if (r["backbone"], r["set"]) == (backbone, name)]
+    for backbone, name in sorted({(r["backbone"], r["set"]) for r in runs}):
+        here = sorted((r for r in runs if (r["backbone"], r["set"]) == (backbone, name)), key=lambda r: r["seed"])
         scores = [r["accuracy"] for r in here]
         speed = [median(r[f"{stage}_rows_per_second"] for r in here) for stage in ("train", "test")]
         lines.append(
@@ -99,17 +103,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), choices=BACKBONES)
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args()
     root = data_root(options.data)
-    quiet()
-    torch.set_num_threads(1)
     runs: list[dict[str, Any]] = []
-    for backbone in BACKBONES:
-        for name in SETS:
-            for seed in options.seeds:
-                runs.append(run(backbone, name, root, seed))
-                print(runs[-1], flush=True)
-                write(runs, str(root))
+    jobs = [(backbone, name, root, seed) for seed in options.seeds for backbone in options.backbones for name in SETS]
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for done in as_completed([pool.submit(run, *job) for job in jobs]):
+            runs.append(done.result())
+            print(runs[-1], flush=True)
+            write(runs, str(root))
 
 
 if __name__ == "__main__":
