@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -21,7 +22,6 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from jsonargparse.util import import_object
 
 from benchmarks.evaluation_data import data_root, load, write_jsonl
 from benchmarks.finetune import LoopClock, module
@@ -41,13 +41,14 @@ def run(backbone: str, name: str, root: Path, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = yaml.safe_load(find(f"backbone/{backbone}").read_text(encoding="utf-8"))
     part = config["model"]["backbone"]
+    module_name, _, class_name = part["class_path"].rpartition(".")
     rows = load(name, root)
     L.seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = module(name, rows["train"], folder, test=str(write_jsonl(rows["test"], folder / "test.jsonl")))
         task = Task(
-            import_object(part["class_path"])(**part["init_args"]),
+            getattr(import_module(module_name), class_name)(**part["init_args"]),
             SequenceClassification,
             data.label_space,
             learning_rate=config["model"]["learning_rate"],
