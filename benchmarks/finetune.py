@@ -28,7 +28,7 @@ import lightning as L
 import torch
 
 from benchmarks.evaluation_data import Row, data_root, load, write_jsonl
-from benchmarks.measure import interleave, mean_std, median_ratio, native_bf16, write_results
+from benchmarks.measure import fresh, interleave, mean_std, median_ratio, native_bf16, write_results
 from benchmarks.peer_tasks import PeerTask, SequencePeer, TokenPeer
 from benchmarks.peer_trainer import minilm_directory, train_trainer
 from llm_arch import Task, Trainer
@@ -248,22 +248,33 @@ def time_peer(name: str, rows: list[Row], seed: int, variant: Any) -> Timing:
     return Timing(done.seconds, done.cpu_seconds, done.samples, done.cpu_seconds / done.steps)
 
 
+def _alone(threads: int, run: Callable[..., Timing], *arguments: Any, **options: Any) -> Timing:
+    """A run in a process of its own, as a user starts it: memory that an earlier one has cut up slows down a later."""
+    return fresh(_with_threads, threads, run, *arguments, **options)
+
+
+def _with_threads(threads: int, run: Callable[..., Timing], *arguments: Any, **options: Any) -> Timing:
+    quiet()
+    torch.set_num_threads(threads)
+    return run(*arguments, **options)
+
+
 def speed(options: argparse.Namespace, root: Path) -> None:
     """Ours, a bare loop, and the peer as it comes and at its best, interleaved."""
-    torch.set_num_threads(options.threads)
+    alone = partial(_alone, options.threads)
     results: dict[str, Any] = {}
     for name in options.sets:
         rows = load(name, root)["train"]
         random.Random(0).shuffle(rows)
         rows = rows[: options.rows]
         runs: dict[str, Callable[[], Timing]] = {
-            "ours": partial(time_ours, name, rows, 0),
-            "bare": partial(time_bare, name, rows, 0),
-            "stock": partial(time_peer, name, rows, 0, "stock"),
-            "tuned": partial(time_peer, name, rows, 0, "tuned"),
+            "ours": partial(alone, time_ours, name, rows, 0),
+            "bare": partial(alone, time_bare, name, rows, 0),
+            "stock": partial(alone, time_peer, name, rows, 0, "stock"),
+            "tuned": partial(alone, time_peer, name, rows, 0, "tuned"),
         }
         if options.task == "ner":
-            runs["crf"] = partial(time_ours, name, rows, 0, crf=True)
+            runs["crf"] = partial(alone, time_ours, name, rows, 0, crf=True)
         results[name] = {key: [vars(t) for t in found] for key, found in interleave(runs, options.repeats).items()}
         print(name, results[name], flush=True)
         write_speed(results, options)
@@ -289,7 +300,7 @@ def write_speed(results: dict[str, Any], options: argparse.Namespace) -> None:
         f"| mean | | | | **{mean(ratios['stock']):.2f}** | **{mean(ratios['tuned']):.2f}** | |",
         "",
         f"{options.rows:,} rows × 1 epoch, batch 32, {options.threads} thread, {options.repeats} interleaved repeats, "
-        f"rows per CPU second, medians with least and greatest. Precision: "
+        f"each run in a process of its own, rows per CPU second, medians with least and greatest. Precision: "
         f"{'bf16 (ours, tuned)' if native_bf16() else 'fp32 everywhere, since this CPU has no bf16'}; stock is fp32. "
         "Over a bare loop: median CPU time of a step against a loop of ten lines with the same batches.",
     ]

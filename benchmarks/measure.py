@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -10,10 +11,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -50,6 +53,39 @@ class Stopwatch:
         """Stop both clocks."""
         self.seconds = time.perf_counter() - self._start[0]
         self.cpu_seconds = time.process_time() - self._start[1]
+
+
+def wait_for_device() -> None:
+    """Let a GPU finish what it was given; before reading a clock."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class PeakMemory:
+    """How much resident memory a `with` block took at most beyond what the process held before (Linux).
+
+    Attributes:
+        mib: MiB between the resident set when the block began and its peak within the block.
+    """
+
+    def __init__(self) -> None:
+        self.mib = 0.0
+
+    def __enter__(self) -> PeakMemory:
+        """Forget earlier peaks."""
+        gc.collect()
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to the present
+        except OSError as error:
+            raise SystemExit("peak memory is measured on Linux only, with a writable /proc/self/clear_refs") from error
+        self._before = _resident_mib("VmRSS")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Read the peak."""
+        self.mib = _resident_mib("VmHWM") - self._before
 
 
 @dataclass(frozen=True)
@@ -90,20 +126,42 @@ class MeanStd:
         return f"{self.mean:.3f} ± {self.std:.3f}" if self.seeds > 1 else f"{self.mean:.3f} (one seed)"
 
 
-def interleave(runs: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """Call every run once per repeat, so that a drift of the machine falls on all alike.
+def interleaved(names: Sequence[str], repeats: Iterable[T]) -> Iterator[tuple[str, T]]:
+    """Every name once per repeat, so that a drift of the machine falls on all alike.
 
-    Every other repeat goes through the runs backwards, so that none always comes first.
+    Every other repeat goes through the names backwards, so that none always comes first.
+
+    Args:
+        names: the things to compare.
+        repeats: their numbers, or seeds.
+    """
+    for position, repeat in enumerate(repeats):
+        yield from ((name, repeat) for name in names[:: 1 if position % 2 == 0 else -1])
+
+
+def interleave(runs: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
+    """Call every run once per repeat, in the order of `interleaved`.
 
     Args:
         runs: the things to compare, by name.
         repeats: how often each is called.
     """
     results: dict[str, list[T]] = {name: [] for name in runs}
-    for repeat in range(repeats):
-        for name in list(runs)[:: 1 if repeat % 2 == 0 else -1]:
-            results[name].append(runs[name]())
+    for name, _ in interleaved(list(runs), range(repeats)):
+        results[name].append(runs[name]())
     return results
+
+
+def fresh(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Call a function in a new process, so that nothing another run has set, warmed up or kept plays a part.
+
+    Args:
+        function: a function of a module.
+        *arguments: what it takes; they and the result must be picklable.
+        **options: the same by name.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **options).result()
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
@@ -122,12 +180,26 @@ def mean_std(values: Sequence[float]) -> MeanStd:
     return MeanStd(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
+def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Between which numbers the mean of a normal distribution lies, by Student's t; two values at least."""
+    from scipy.stats import t
+
+    middle, error = statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
+    reach = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
+    return middle - reach, middle + reach
+
+
 def native_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX); without it bf16 is slower than fp32."""
     return any(
         bool(getattr(torch.cpu, probe, lambda: False)())
         for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
+
+
+def precision_note() -> str:
+    """What benchmarks that take bf16 where it is native say of their precision."""
+    return "bf16 autocast" if native_bf16() else "fp32, as this CPU has no bf16"
 
 
 def machine() -> dict[str, Any]:
@@ -241,6 +313,14 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _resident_mib(field: str) -> float:
+    """A size that the kernel tells of this process, in MiB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"this system does not tell {field}")
 
 
 def _memory_gib() -> float | None:
