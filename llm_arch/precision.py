@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from llm_arch.types import UserError
+
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 natively; emulated it is several times slower than fp32."""
@@ -27,6 +29,20 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
             return "bf16-mixed", "the CPU has bf16"
         return "32-true", "the CPU has no native bf16"
     return "32-true", f"the safe choice on {accelerator}"
+
+
+def check_precision(precision: str | int) -> None:
+    """Refuse weights kept in half precision, which `Batch` and the optimizer are not made for.
+
+    Raises:
+        UserError: naming the precision that does nearly the same.
+    """
+    kind, _, how = str(precision).partition("-")
+    if how == "true" and kind in ("16", "bf16"):
+        raise UserError(
+            f"trainer.precision {precision} would round the weights themselves at every step; "
+            f"take {kind}-mixed, which computes in {kind} and keeps them in 32 bits"
+        )
 
 
 def use_fast_fp32() -> None:

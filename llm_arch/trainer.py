@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from llm_arch.allocator import keep_freed_memory
 from llm_arch.callbacks.checkpoint import Checkpoint
 from llm_arch.callbacks.early_stopping import EarlyStopping
-from llm_arch.precision import choose_precision, use_fast_fp32
+from llm_arch.precision import check_precision, choose_precision, use_fast_fp32
 
 
 class Trainer(L.Trainer):
@@ -55,6 +55,8 @@ class Trainer(L.Trainer):
         if max_epochs is None and options.get("max_steps", -1) == -1 and options.get("max_time") is None:
             max_epochs = 3
         self.precision_reason = "as asked"
+        if precision is not None:
+            check_precision(precision)
         if precision is None and not options.get("plugins"):
             precision, self.precision_reason = choose_precision(_device_kind(accelerator))
             if precision == "32-true" and _device_kind(accelerator) == "cpu":

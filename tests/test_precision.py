@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from llm_arch import precision
-from llm_arch.precision import choose_precision, cpu_has_bf16, use_fast_fp32
+from llm_arch.precision import check_precision, choose_precision, cpu_has_bf16, use_fast_fp32
+from llm_arch.trainer import Trainer
+from llm_arch.types import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +19,17 @@ def _restore() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("kind", ["16", "bf16"])
+def test_half_precision_weights_are_refused(kind: str) -> None:
+    with pytest.raises(UserError, match=f"take {kind}-mixed"):
+        Trainer(precision=f"{kind}-true", logger=False)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", 32, "64-true"])
+def test_other_precisions_pass(precision: str | int) -> None:
+    check_precision(precision)
 
 
 @pytest.mark.parametrize(("avx", "amx"), [(False, False), (True, False), (False, True), (True, True)])
