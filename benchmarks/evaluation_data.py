@@ -10,6 +10,8 @@ No set is shipped. Fetch them from the sources named in `SOURCES` into one direc
     DIR/semeval2010_task8/{TRAIN_FILE,TEST_FILE_FULL}.TXT
     DIR/subjqa/restaurants_{train,dev,test}.csv
     DIR/xquad/xquad.en.json
+    DIR/wikitext2/{valid,test}.txt
+    DIR/tiny_shakespeare/input.txt
 
 and pass it to a benchmark as `--data DIR`, or set the environment variable LLM_ARCH_DATA.
 """
@@ -153,6 +155,27 @@ SOURCES: dict[str, Source] = {
         rows={"test": 1190},
         encoding="utf-8",
     ),
+    # Of WikiText-2 the source has no training part: the development part is trained on.
+    "wikitext2": Source(
+        folder="wikitext2",
+        url="https://github.com/pytorch/examples",
+        commit="77f55b912142e11fcfdf5b530231fb9c52f181e8",
+        licence="CC-BY-SA-3.0",
+        citation="Merity et al. 2017, Pointer Sentinel Mixture Models, ICLR",
+        files={"train": "valid.txt", "test": "test.txt"},
+        rows={"train": 3761, "test": 4359},
+        encoding="utf-8",
+    ),
+    "tiny_shakespeare": Source(
+        folder="tiny_shakespeare",
+        url="https://github.com/karpathy/char-rnn",
+        commit="6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e",
+        licence="public domain",
+        citation="Karpathy 2015, The Unreasonable Effectiveness of Recurrent Neural Networks",
+        files={"train": "input.txt"},
+        rows={"train": 40001},
+        encoding="utf-8",
+    ),
 }
 
 
@@ -219,6 +242,11 @@ def _read_labelled_lines(path: Path, encoding: str) -> list[Row]:
         if label:
             rows.append({"text": text.strip(), "label": label.partition(":")[0]})
     return rows
+
+
+def _read_lines(path: Path, encoding: str) -> list[Row]:
+    """Every line, empty ones too, as it is: joined by line feeds they are the file."""
+    return [{"text": line} for line in path.read_text(encoding=encoding).split("\n")]
 
 
 def _read_banking(path: Path, encoding: str) -> list[Row]:
@@ -291,4 +319,6 @@ _READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     "semeval2010_task8": _read_marked_pairs,
     "subjqa": _read_review_questions,
     "xquad": _read_squad,
+    "wikitext2": _read_lines,
+    "tiny_shakespeare": _read_lines,
 }

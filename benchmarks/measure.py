@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import platform
@@ -59,33 +58,6 @@ def wait_for_device() -> None:
     """Let a GPU finish what it was given; before reading a clock."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-class PeakMemory:
-    """How much resident memory a `with` block took at most beyond what the process held before (Linux).
-
-    Attributes:
-        mib: MiB between the resident set when the block began and its peak within the block.
-    """
-
-    def __init__(self) -> None:
-        self.mib = 0.0
-
-    def __enter__(self) -> PeakMemory:
-        """Forget earlier peaks."""
-        gc.collect()
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to the present
-        except OSError as error:
-            raise SystemExit("peak memory is measured on Linux only, with a writable /proc/self/clear_refs") from error
-        self._before = _resident_mib("VmRSS")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Read the peak."""
-        self.mib = _resident_mib("VmHWM") - self._before
 
 
 @dataclass(frozen=True)
@@ -313,14 +285,6 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _resident_mib(field: str) -> float:
-    """A size that the kernel tells of this process, in MiB."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit(f"this system does not tell {field}")
 
 
 def _memory_gib() -> float | None:

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.measure import Stopwatch
+from benchmarks.measure import Stopwatch, wait_for_device
 from benchmarks.peer_tasks import PeerTask, SequencePeer
 
 Variant = Literal["stock", "tuned"]
@@ -117,7 +117,7 @@ def train_trainer(
     if variant == "stock" and (bf16 or matmul_precision != "highest"):
         raise ValueError("the stock variant is plain float32: bf16 and matmul_precision are for the tuned one")
     task = kind(rows_train)
-    with _quiet_transformers(), _float32_matmul_precision(matmul_precision), tempfile.TemporaryDirectory() as scratch:
+    with quiet_transformers(), _float32_matmul_precision(matmul_precision), tempfile.TemporaryDirectory() as scratch:
         tokenizer = AutoTokenizer.from_pretrained(model_directory)
 
         def build(dataset: Dataset, epochs: int, max_steps: int | None = None) -> Trainer:
@@ -136,7 +136,7 @@ def train_trainer(
                     save_strategy="no",
                     report_to="none",
                     disable_tqdm=True,
-                    **(_tuned_arguments(bf16) if variant == "tuned" else {}),
+                    **(tuned_arguments(bf16) if variant == "tuned" else {}),
                 ),
                 train_dataset=dataset,
                 data_collator=task.collator(tokenizer),
@@ -147,7 +147,7 @@ def train_trainer(
         train_data = task.encode(rows_train, tokenizer, max_length)
         # First use of kernels and allocator caches belongs to neither side.
         build(train_data.select(range(min(_WARM_UP_ROWS, len(train_data)))), 1).train()
-        trainer, clock = build(train_data, epochs, max_steps), _LoopClock()
+        trainer, clock = build(train_data, epochs, max_steps), TrainerClock()
         trainer.add_callback(clock)
         gc.collect()
         trainer.train()
@@ -167,10 +167,15 @@ def train_trainer(
         return PeerResult(clock.seconds, clock.cpu_seconds, samples, rate, steps, score, predicting)
 
 
-def _tuned_arguments(bf16: bool) -> dict[str, Any]:
-    """The settings of TrainingArguments that make it faster on a CPU, and those already best by default."""
+def tuned_arguments(bf16: bool, *, group_by_length: bool = True) -> dict[str, Any]:
+    """The settings of TrainingArguments that make it faster on a CPU, and those already best by default.
+
+    Args:
+        bf16: whether to train under bfloat16 autocast.
+        group_by_length: whether rows differ in length, so that batches of like ones pad less.
+    """
     return {
-        "train_sampling_strategy": "group_by_length",
+        "train_sampling_strategy": "group_by_length" if group_by_length else "random",
         "bf16": bf16,
         "optim": "adamw_torch_fused",
         "max_grad_norm": 1.0,
@@ -182,24 +187,35 @@ def _tuned_arguments(bf16: bool) -> dict[str, Any]:
     }
 
 
-class _LoopClock(TrainerCallback):
+class TrainerClock(TrainerCallback):
     """Times the Trainer's own loop: from before its first batch is fetched until after its last step.
+
+    Args:
+        skip: steps at its beginning that are not timed.
 
     Attributes:
         seconds: wall-clock seconds.
         cpu_seconds: CPU seconds of the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, skip: int = 0) -> None:
+        self.skip = skip
         self.seconds = 0.0
         self.cpu_seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clocks: model, optimizer and data loader are ready."""
+        wait_for_device()
         self._start = time.perf_counter(), time.process_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start anew after the steps that are not timed."""
+        if state.global_step == self.skip:
+            self.on_train_begin(args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clocks."""
+        wait_for_device()
         self.seconds = time.perf_counter() - self._start[0]
         self.cpu_seconds = time.process_time() - self._start[1]
 
@@ -216,7 +232,7 @@ def _float32_matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No loading bars, and no report that the classifier is newly initialized: it is meant to be."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

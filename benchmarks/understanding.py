@@ -7,25 +7,7 @@ What follows the part is for it: `python -m benchmarks.understanding relation --
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from pathlib import Path
-
-_PREFIX = "understanding_"
-
-
-def parts() -> list[str]:
-    """The parts there are."""
-    return sorted(path.stem.removeprefix(_PREFIX) for path in Path(__file__).parent.glob(f"{_PREFIX}*.py"))
-
-
-def main() -> None:
-    """Hand over to a part."""
-    part, *arguments = sys.argv[1:] or [""]
-    if part not in parts():
-        raise SystemExit(f"usage: python -m benchmarks.understanding {{{','.join(parts())}}} …\n\n{__doc__}")
-    import_module(f"benchmarks.{_PREFIX}{part}").main(arguments)
-
+from benchmarks.parts import run_part
 
 if __name__ == "__main__":
-    main()
+    run_part("understanding", __doc__)

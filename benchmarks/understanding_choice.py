@@ -153,7 +153,7 @@ def quality_run(who: str, root: str, seed: int, epochs: int) -> dict[str, Any]:
 def quality(options: argparse.Namespace, root: Path) -> None:
     """Both over all seeds, written after every run."""
     runs: list[dict[str, Any]] = []
-    jobs = [(who, str(root), seed, options.epochs) for seed in options.seeds for who in ("ours", "stock")]
+    jobs = [(who, str(root), seed, options.epochs) for seed in options.seeds for who in options.who]
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for done in as_completed([pool.submit(quality_run, *job) for job in jobs]):
             runs.append(done.result())
@@ -241,6 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("quality", "speed"))
     parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--who", nargs="+", choices=("ours", "stock"), default=["ours", "stock"], help="quality: whose")
     parser.add_argument("--epochs", type=int, default=default_epochs())
     parser.add_argument("--processes", type=int, default=2, help="quality runs at a time, one thread each")
     parser.add_argument("--rows", type=int, default=2000)

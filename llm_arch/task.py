@@ -53,8 +53,7 @@ class Task(L.LightningModule):
         dropout: dropout everywhere in the backbone; None keeps what its configuration says.
         pooling: how heads make one vector of a sequence; None for the backbone's own (mean for encoders, last token
             for decoders).
-        vocabulary: tokens of the data's tokenizer, for which the backbone makes room; comes from the data. None when
-            no tokens were added.
+        vocabulary: tokens of the data's tokenizer, for which the backbone makes room; comes from the data.
     """
 
     def __init__(
@@ -218,7 +217,7 @@ class Task(L.LightningModule):
                 module.sparse = False  # set by an earlier fit; not every optimizer takes sparse gradients
         if self.optimizer_callable is None:
             if self.trainer.world_size == 1 and self.device.type == "cpu":
-                make_embeddings_sparse(self)
+                make_embeddings_sparse(self, keep_dense=[self.backbone.embeddings] if self.head.ties_embeddings else [])
             optimizer: Optimizer = RowAdamW(groups, lr=self.learning_rate)
         else:
             for group in groups:
@@ -245,9 +244,8 @@ class Task(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch."""
-        hidden = self.backbone(batch)
-        loss = self.head.loss(hidden, batch)
-        self.evaluated.update(*self.head.metric_inputs(self.head(hidden, batch), batch))
+        loss, counted = self.head.evaluate(self.backbone(batch), batch)
+        self.evaluated.update(*counted)
         self.evaluated_loss.update(loss.mean, loss.denominator)
 
     test_step = validation_step

@@ -120,6 +120,8 @@ class Batch:
         token_type_ids: (T,) 0 for the first text of a pair and 1 for the second, or None.
         valid: (T,) True for real tokens, or None in the flat layout, where all are.
         labels: what the head needs to compute its loss, by name; first dimension B, R, T or W, or told by other labels.
+            Language models: `targets`, token ids to predict, at the cells `positions` or at all T; and `text_bytes`
+            (R,), bytes of text that a row's targets stand for.
         words: the words of the rows, for tasks that say something of each word; else None.
         rows: R, the number of rows; below B where long rows were split into windows, which then follow each other.
         texts: what metrics over texts need of each row, by name, R values each: its text, the right answers. Never on
@@ -264,11 +266,15 @@ class Backbone(Configured, nn.Module, ABC):
         hidden_size: D.
         max_length: longest sequence in tokens, or None when there is no limit.
         pooling: how heads make one vector of a sequence unless told otherwise; subclasses set what suits their kind.
+        causal: whether no state depends on a later token.
+        is_decoder: whether heads read from left to right; causal backbones are, and XLNet, which sees both sides.
     """
 
     hidden_size: int
     max_length: int | None
     pooling: Pooling
+    causal: bool = False
+    is_decoder: bool = False
 
     @property
     @abstractmethod
@@ -291,7 +297,9 @@ class Backbone(Configured, nn.Module, ABC):
         """
 
     def grow(self, vocabulary: int) -> None:
-        """Make room for tokens that were added to the tokenizer: embeddings for `vocabulary` of them.
+        """Make room for the data's tokenizer: embeddings for its `vocabulary` tokens, some of which may be new.
+
+        What has learnt nothing yet and was given no size of its own may take exactly that many.
 
         Raises:
             UserError: when there is no room and this backbone can't make any.
@@ -301,6 +309,25 @@ class Backbone(Configured, nn.Module, ABC):
                 f"the tokenizer has {vocabulary} tokens, {type(self).__name__} embeddings for "
                 f"{self.embeddings.num_embeddings}, and it can't make more"
             )
+
+    def output_head(self, kind: Literal["masked", "causal"]) -> Mapping[str, Tensor] | None:
+        """The language-model head that the weights came with, in fp32; None where they came with none of this kind.
+
+        Args:
+            kind: `masked`: `dense.weight` (E, D), `dense.bias`, `norm.weight`, `norm.bias` (E,) and `bias` (V,), some
+                of which may be absent; E is the size of the embeddings. `causal`: `bias` (V,) if any, and of our own
+                heads `project.weight` (E, D). Either has `weight` (V, E) only where it is not tied to the embeddings,
+                so that a mapping may be empty. V is what the embeddings have now, grown or not.
+        """
+        return None
+
+    def head_style(self) -> Mapping[str, Any]:
+        """How language-model heads of this architecture compute, as far as it has a say.
+
+        `activation`, a name of transformers; `norm_eps` of its layer norm; `dense_bias`, `norm_bias` and `bias`,
+        whether a masked head has these; `tied`, whether its causal head is the embeddings.
+        """
+        return {}
 
     @abstractmethod
     def save(self, directory: Path) -> dict[str, Any]:
@@ -320,12 +347,14 @@ class Head(Configured, nn.Module, ABC):
         major: name of the metric that early stopping and checkpoints follow.
         mode: whether `major` is better when higher ("max") or lower ("min").
         rate_factor: factor on the default learning rate of `Task`, for tasks that take larger steps well.
+        ties_embeddings: whether the head computes with the backbone's token embeddings, as language models do.
     """
 
     label_space: LabelSpace
     major: str
     mode: Literal["min", "max"]
     rate_factor: float = 1.0
+    ties_embeddings: bool = False
 
     def bind(self, backbone: Backbone) -> None:  # noqa: B027 - a hook: most heads need no more than the hidden size
         """Called once with the backbone, for heads that read its pooling or share its embeddings."""
@@ -345,6 +374,10 @@ class Head(Configured, nn.Module, ABC):
     @abstractmethod
     def metric_inputs(self, logits: Tensor, batch: Batch) -> tuple[Any, ...]:
         """What the metric's `update` takes for one batch."""
+
+    def evaluate(self, hidden: Hidden, batch: Batch) -> tuple[Loss, tuple[Any, ...]]:
+        """The loss, and what the metric's `update` takes: for heads whose logits are too large to be held whole."""
+        return self.loss(hidden, batch), self.metric_inputs(self(hidden, batch), batch)
 
     def calibrate(self, metric: Metric) -> None:  # noqa: B027 - a hook: most heads decide without a threshold
         """Called when all validation rows are counted and before `metric.compute`, for heads that tune a decision.

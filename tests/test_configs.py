@@ -20,7 +20,8 @@ NAMES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROO
 TASKS = [name for name in NAMES if name.startswith("task/")]
 # Need what a test machine lacks, or are run elsewhere: two processes in test_ddp, wandb in cli/test_fit_cli.
 ELSEWHERE = {"hardware/ddp", "logger/wandb"}
-OVERLAYS = [name for name in NAMES if name not in TASKS and name not in ELSEWHERE]
+PRETRAINING = [name for name in NAMES if name.startswith("pretrain/")]
+OVERLAYS = [name for name in NAMES if name not in {*TASKS, *PRETRAINING, *ELSEWHERE}]
 FEW = [
     *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
     *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
@@ -65,6 +66,27 @@ def _predictable() -> tuple[list[str], dict[str, object]]:
 @pytest.mark.parametrize("name", TASKS)
 def test_task_as_it_is(works: Callable[..., None], name: str) -> None:
     works(name)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_pretraining_on_the_embedded_corpus(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The smaller part of the corpus, whose tokenizers and stores the configs then share.
+    smaller = ["--data.train", "stdlib:docs", "--data.max_tokens", "512", "--data.max_length", "64"]
+    assert main(["fit", "-c", name, *FEW[:-4], *smaller, "--output", "out"]) == 0
+    metrics = json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["split"] == "validation"
+    assert metrics["after"]["perplexity"] > 1
+    capsys.readouterr()
+    row = {"text": "Return the [MASK] of a number.", "text_pair": "It is never below zero."}
+    Path("row.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert main(["predict", "--model", "out/model", "--input", "row.jsonl"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["text"] == row["text"]
+    more = ["--trainer.max_steps", "2", "--data.batch_size", "4", "--output", "tuned"]
+    assert main(["fit", "-c", "task/text_classification", *FEW, *more, "--model.backbone", "out/model"]) == 0
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -16,7 +16,19 @@ PACKAGE = Path(llm_arch.__file__).parent
 # A module may import from its own layer and those above it in this list; a folder stands for all modules in it.
 LAYERS = (
     ("types", "seeding", "locate", "tags"),
-    ("model_directory", "compression", "data", "optim", "adamw", "schedules", "gradients", "precision", "allocator"),
+    (
+        "model_directory",
+        "compression",
+        "corpus",
+        "data",
+        "optim",
+        "adamw",
+        "muon",
+        "schedules",
+        "gradients",
+        "precision",
+        "allocator",
+    ),
     ("backbones", "heads", "losses", "freezing"),
     ("task",),
     ("inference", "callbacks"),
@@ -29,10 +41,12 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # share is listed here. (Verbs are known by name, and the rest of cli/ is what they share.)
 SUPPORTING = {
     "backbones": {
+        "activations",
         "dropout",
         "grouped",
         "load",
         "loading",
+        "output_head",
         "packed",
         "presets",
         "probe",
@@ -49,10 +63,12 @@ SUPPORTING = {
         "choices",
         "collate",
         "conll",
+        "corpus",
         "files",
         "format",
         "labels",
         "loader",
+        "masks",
         "module",
         "progress",
         "reading",
@@ -69,7 +85,7 @@ SUPPORTING = {
         "windows",
         "words",
     },
-    "heads": {"answers", "crf", "entities", "metrics", "numbers", "relations", "weights"},
+    "heads": {"answers", "crf", "entities", "language", "metrics", "numbers", "relations", "vocabulary", "weights"},
     "interpret": {"faithfulness", "render"},
     "losses": set(),
 }

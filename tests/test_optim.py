@@ -7,8 +7,10 @@ from torch import nn
 
 from llm_arch import optim, schedules
 from llm_arch.adamw import RowAdamW
+from llm_arch.heads.classification import SequenceClassification
+from llm_arch.muon import Muon
 from llm_arch.optim import make_embeddings_sparse, parameter_groups
-from llm_arch.types import UserError
+from llm_arch.types import LabelSpace, UserError
 
 
 class MatrixNorm(nn.Module):
@@ -51,6 +53,22 @@ def test_groups_hold_each_trainable_parameter_once():
         "embeddings": 0.0,
     }
     torch.optim.AdamW(list(groups.values()))  # refuses a parameter in two groups
+
+
+def test_the_weights_of_heads_are_a_group_of_their_own():
+    model = nn.ModuleDict({"below": nn.Linear(4, 4), "head": SequenceClassification(4, LabelSpace(("a", "b")))})
+    model["words"] = nn.Embedding(10, 4)
+    model["head"].tied = model["words"]  # what is an embedding stays one
+    groups = {group["name"]: group for group in parameter_groups(model, 0.1)}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    members = {kind: {names[id(p)] for p in group["params"]} for kind, group in groups.items()}
+    assert members == {
+        "decay": {"below.weight"},
+        "head": {"head.classify.weight"},
+        "no_decay": {"below.bias", "head.classify.bias"},
+        "embeddings": {"head.tied.weight"},
+    }
+    assert (groups["head"]["weight_decay"], groups["embeddings"]["weight_decay"]) == (0.1, 0.0)
 
 
 def test_empty_groups_are_dropped():
@@ -118,9 +136,10 @@ def test_an_embedding_used_as_matrix_still_trains():
 
 def test_the_optimizer_is_at_its_short_path():
     assert optim.RowAdamW is RowAdamW
+    assert optim.Muon is Muon
 
 
-@pytest.mark.parametrize("name", ["Linear", "Cosine", "Constant"])
+@pytest.mark.parametrize("name", ["Linear", "Cosine", "Constant", "WarmupStableDecay"])
 @pytest.mark.parametrize("prefix", ["", "llm_arch.optim.", "llm_arch.schedules."])
 def test_a_schedule_is_found_by_its_name_and_by_either_path(prefix, name):
     parser = ArgumentParser(exit_on_error=False)

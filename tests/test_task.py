@@ -247,9 +247,9 @@ def test_default_optimizer_and_schedule(data, tmp_path):
     (optimizer,) = trainer.optimizers
     assert type(optimizer) is RowAdamW
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
-    assert decays == {"decay": 0.01, "no_decay": 0.0, "embeddings": 0.0}
+    assert decays == {"decay": 0.01, "head": 0.01, "no_decay": 0.0, "embeddings": 0.0}
     rate = 1e-4 * 384 / 32  # by width: 1e-4 at 384
-    assert [group["initial_lr"] for group in optimizer.param_groups] == [pytest.approx(rate)] * 3
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [pytest.approx(rate)] * 4
     owned = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(owned) == sorted(id(p) for p in task.parameters())
     # 20 steps: two of warm-up, then a line that would reach 0 after the last.
@@ -271,7 +271,7 @@ def test_own_optimizer_keeps_its_own_decay(data, tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.fit(task, datamodule=data())
     decays = {group["name"]: group["weight_decay"] for group in trainer.optimizers[0].param_groups}
-    assert decays == {"decay": 0.7, "no_decay": 0.0, "embeddings": 0.0}
+    assert decays == {"decay": 0.7, "head": 0.7, "no_decay": 0.0, "embeddings": 0.0}
     assert not task.backbone.embeddings.sparse  # not every optimizer takes sparse gradients
 
 

@@ -61,7 +61,7 @@ class TextCNN(ScratchBackbone):
 
     Args:
         tokenizer: a directory, hub id or `package:NAME/FOLDER`: the tokenizer of the data.
-        vocabulary_size: number of tokens, in place of a tokenizer.
+        vocabulary_size: number of tokens, in place of a tokenizer. Without either, what the data's tokenizer has.
         embedding_size: E; 300 unless the vectors say it.
         filters: features of each width; the hidden size is filters · number of widths.
         widths: tokens in a window.
@@ -129,7 +129,7 @@ class ConvolutionalEncoder(ScratchBackbone):
 
     Args:
         tokenizer: a directory, hub id or `package:NAME/FOLDER`: the tokenizer of the data.
-        vocabulary_size: number of tokens, in place of a tokenizer.
+        vocabulary_size: number of tokens, in place of a tokenizer. Without either, what the data's tokenizer has.
         embedding_size: E; the hidden size unless the vectors say it. Others are projected to the hidden size.
         hidden_size: D.
         num_layers: number of layers.
@@ -160,7 +160,7 @@ class ConvolutionalEncoder(ScratchBackbone):
         at_least_one(hidden_size=hidden_size, num_layers=num_layers, width=width, dilation_growth=dilation_growth)
         super().__init__(tokenizer, vocabulary_size, embedding_size, vectors, hidden_size, dropout)
         self.hidden_size, self.width, self.dilation_growth = hidden_size, width, dilation_growth
-        self.is_decoder = causal
+        self.causal = self.is_decoder = causal
         same = self.embedding_size == hidden_size
         self.project = nn.Identity() if same else nn.Linear(self.embedding_size, hidden_size)
         self.blocks = nn.ModuleList(_Block(hidden_size, width, dilation_growth**i, causal) for i in range(num_layers))
@@ -186,5 +186,5 @@ class ConvolutionalEncoder(ScratchBackbone):
             "num_layers": len(self.blocks),
             "width": self.width,
             "dilation_growth": self.dilation_growth,
-            "causal": self.is_decoder,
+            "causal": self.causal,
         }

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from llm_arch import model_directory
-from llm_arch.backbones.presets import PRESETS
+from llm_arch.backbones.presets import is_preset
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.locate import locate
 from llm_arch.types import Backbone, UserError
@@ -16,9 +16,7 @@ from llm_arch.types import Backbone, UserError
 
 def backbone_from(name: str) -> Backbone:
     """The backbone of a directory, hub id, `package:NAME/FOLDER` or preset; of a model directory its backbone alone."""
-    if name.startswith("tiny:") and name not in PRESETS:
-        raise UserError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
-    if name not in PRESETS:
+    if not is_preset(name):
         directory = Path(locate(name))
         if model_directory.is_model_directory(directory):
             return backbone_of(directory, model_directory.read(directory)["backbone"])

@@ -19,6 +19,9 @@ from transformers.utils import logging as transformers_logging
 from llm_arch.locate import locate
 from llm_arch.types import UserError
 
+# Tokens that mark where texts begin and end.
+_MARKERS = {"bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"}
+
 
 def config_from(values: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration that has these values, `model_type` among them.
@@ -36,6 +39,38 @@ def config_from(values: Mapping[str, Any]) -> PreTrainedConfig:
         raise UserError(
             f"transformers knows no model_type {kind!r}; try bert, roberta, gpt2, modernbert or llama"
         ) from None
+
+
+def fresh_config(values: Mapping[str, Any], vocabulary: int) -> PreTrainedConfig:
+    """As `config_from`, of a model that is to be trained from scratch on a tokenizer of this size.
+
+    Where transformers says the id of a special token but `values` does not, it is left out: it means something else in
+    another vocabulary. Only padding keeps its id if there is one, since some models count positions from it.
+
+    Args:
+        values: what the user gave.
+        vocabulary: V.
+
+    Raises:
+        UserError: V is no size, or an id that was given is none of its tokens.
+    """
+    if not isinstance(vocabulary, int) or vocabulary < 1:
+        raise UserError(f"vocab_size must be at least 1, got {vocabulary!r}")
+    return config_from({**values, "vocab_size": vocabulary, **_special(values, vocabulary)})
+
+
+def _special(values: Mapping[str, Any], vocabulary: int) -> dict[str, None]:
+    """The ids of special tokens to leave out."""
+    unset: dict[str, None] = {}
+    for name, value in config_from(values).to_dict().items():
+        if not name.endswith("_token_id") or value is None:
+            continue
+        beyond = max(value if isinstance(value, list) else [value]) >= vocabulary
+        if beyond and name in values:
+            raise UserError(f"{name} is {value}, but the vocabulary has {vocabulary} tokens, so ids below that")
+        if beyond or (name in _MARKERS and name not in values):
+            unset[name] = None
+    return unset
 
 
 def with_dropout(config: PreTrainedConfig, probability: float) -> PreTrainedConfig:

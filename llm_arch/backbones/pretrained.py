@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llm_arch.backbones import packed, probe
+from llm_arch.backbones.activations import fuse_activations
 from llm_arch.backbones.dropout import replace_dropout
 from llm_arch.backbones.loading import (
     attention_of,
-    config_from,
+    fresh_config,
     named_model,
     no_progress_bars,
     random_model,
@@ -23,10 +25,13 @@ from llm_arch.backbones.loading import (
     use_attention,
     with_dropout,
 )
-from llm_arch.backbones.presets import PRESETS
+from llm_arch.backbones.output_head import Checkpoint, fitted, head_style, head_weights
+from llm_arch.backbones.presets import is_preset, preset
 from llm_arch.backbones.probe import Layout
-from llm_arch.backbones.vocabulary import new_rows
+from llm_arch.backbones.vocabulary import PLACEHOLDER, new_rows, not_sized
 from llm_arch.types import Backbone, Batch, Hidden, UserError
+
+_MOST_ADDED = 1000  # markers, control codes; more is another tokenizer
 
 
 class Pretrained(Backbone):
@@ -34,8 +39,9 @@ class Pretrained(Backbone):
 
     Args:
         name: a directory with config.json and safetensors, a hub id, `package:NAME/FOLDER`, or a preset such as
-            `tiny:bert` (random weights). None when `config` is given.
-        config: build from this configuration with random weights, `model_type` among its keys; replaces `name`.
+            `mini:bert` (random weights). None when `config` is given.
+        config: build from this configuration with random weights, `model_type` among its keys; replaces `name`. Without
+            `vocab_size` it has embeddings for the tokens of the data's tokenizer, once `grow` has told how many.
         random_init: take the configuration of `name` but not its weights.
         layout: how the transformer runs inside. `flat` without padding, `padded` with it; `auto` is flat where a
             probe of the model gives the same numbers, and padded otherwise.
@@ -43,6 +49,9 @@ class Pretrained(Backbone):
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the model. Off: such models are refused.
     """
+
+    _origin: Checkpoint | None = None  # of weights that were loaded
+    _waiting: dict[str, Any] | None = None  # ids of special tokens, until somebody tells how many tokens there are
 
     def __init__(
         self,
@@ -58,16 +67,24 @@ class Pretrained(Backbone):
         super().__init__()
         if (name is None) == (config is None):
             raise UserError("a Pretrained backbone needs either a name (directory, hub id or preset) or a config")
-        if config is None and name in PRESETS:
-            config = PRESETS[name]
-        if config is not None:
-            model = random_model(config_from(config))
-        else:
+        if name is not None and is_preset(name):
+            config = preset(name)
+        waiting = None
+        if config is None:
             assert name is not None
             model = named_model(name, random_init=random_init, revision=revision, trust_remote_code=trust_remote_code)
+            self._origin = None if random_init else Checkpoint(name, revision)
+        elif config.get("vocab_size") is not None:
+            model = random_model(fresh_config(config, config["vocab_size"]))
+        else:
+            waiting = {k: v for k, v in config.items() if k.endswith("_token_id")}
+            shape = {k: v for k, v in config.items() if k not in waiting and k != "vocab_size"}
+            model = random_model(fresh_config(shape, PLACEHOLDER))
         self._adopt(model, layout, gradient_checkpointing)
+        self._waiting = waiting
 
     def _adopt(self, model: PreTrainedModel, layout: Layout, gradient_checkpointing: bool) -> None:
+        self._waiting = None
         self.model = model
         self.config: PreTrainedConfig = model.config
         self.hidden_size = int(self.config.hidden_size)
@@ -87,15 +104,21 @@ class Pretrained(Backbone):
             model.activation_checkpointing_enable()
         self._tells_positions = True
         self.why_padded: str | None = None
-        if self.config.model_type not in probe.PROVEN:
+        self.causal = self.is_decoder
+        if not probe.proven(self.config):
             tells = probe.takes_positions(self.config, self._try)
             if layout == "auto":
                 self.why_padded = probe.why_padded(self.config, self._try, tells)
+            self.causal = self.is_decoder and probe.is_causal(self.config, self._try, tells)
             self._tells_positions = tells
+        if isinstance(table := model.get_input_embeddings(), nn.Embedding):
+            # Padding is never looked at, so a token of the data that has its id must learn as any other does.
+            table.padding_idx = None
         if layout == "auto":
             layout = "padded" if self.why_padded else "flat"
         self.layout: Layout = layout
         replace_dropout(model)
+        fuse_activations(model)
         # `from_pretrained` hands out modules in eval mode and Lightning leaves that alone: no dropout in fine-tuning.
         self.model.train()
 
@@ -117,6 +140,8 @@ class Pretrained(Backbone):
 
     def forward(self, batch: Batch, *, inputs_embeds: Tensor | None = None, all_hidden: bool = False) -> Hidden:
         """States of the batch's tokens, in the batch's layout."""
+        if self._waiting is not None:
+            raise not_sized(self, "vocab_size in its config")
         if batch.valid is not None:
             return self._padded_batch(batch, inputs_embeds, all_hidden)
         where = packed.PackedMap(batch)
@@ -172,9 +197,19 @@ class Pretrained(Backbone):
         return self(batch).last_TD
 
     def grow(self, vocabulary: int) -> None:
-        """Make room for tokens that were added to the tokenizer; new embeddings lie near the mean of the old ones."""
+        """Make room for tokens that were added to the tokenizer; new embeddings lie near the mean of the old ones.
+
+        A model with random weights whose configuration has no `vocab_size` is built anew, for exactly that many.
+        """
         old = self.embeddings.num_embeddings
-        if vocabulary > old:
+        if self._waiting is not None:
+            self._rebuild(random_model(fresh_config({**self.config.to_dict(), **self._waiting}, vocabulary)))
+        elif vocabulary > old + _MOST_ADDED:
+            raise UserError(
+                f"the data's tokenizer has {vocabulary} tokens, the backbone knows {old}: it was not trained with this "
+                "tokenizer; leave data.tokenizer out to take the backbone's own"
+            )
+        elif vocabulary > old:
             rows = new_rows(self.embeddings.weight, vocabulary - old)
             self.model.resize_token_embeddings(vocabulary, mean_resizing=False)
             with torch.no_grad():
@@ -182,15 +217,46 @@ class Pretrained(Backbone):
 
     def set_dropout(self, probability: float) -> None:
         """Rebuild the model with this dropout everywhere, written into its configuration; weights stay."""
+        waiting = self._waiting
         model = random_model(with_dropout(self.config, probability))
         model.load_state_dict(self.model.state_dict(), strict=True, assign=True)
         model.tie_weights()
+        self._rebuild(model)
+        self._waiting = waiting
+
+    def _rebuild(self, model: PreTrainedModel) -> None:
         why_padded = self.why_padded
         self._adopt(model, self.layout, self.gradient_checkpointing)
         self.why_padded = why_padded
 
+    def head_style(self) -> Mapping[str, Any]:
+        """How language-model heads of this architecture compute."""
+        return head_style(self.config)
+
+    def output_head(self, kind: Literal["masked", "causal"]) -> Mapping[str, Tensor] | None:
+        """The language-model head that lies beside the weights this backbone was loaded from, read when called."""
+        if self._origin is None:
+            return None
+        (table,) = (k for k, module in self.model.named_modules() if module is self.embeddings)
+        found = head_weights(self._origin, kind, self.config, f"{table}.weight")
+        return None if found is None else fitted(found, self.embeddings.num_embeddings)
+
+    @contextmanager
+    def as_transformers(self) -> Iterator[None]:
+        """Within the block the model runs as transformers means it: its own attention, in eval mode."""
+        attention, training = attention_of(self.config), self.model.training
+        use_attention(self.config, self._padded_attention)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            use_attention(self.config, attention)
+            self.model.train(training)
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Write transformers' own config.json and model.safetensors."""
+        if self._waiting is not None:
+            raise not_sized(self, "vocab_size in its config")
         use_attention(self.config, self._padded_attention)  # our name would be unknown to plain transformers
         with no_progress_bars():
             self.model.save_pretrained(directory)
@@ -201,5 +267,6 @@ class Pretrained(Backbone):
         """Rebuild from what `save` wrote and said."""
         backbone = cls.__new__(cls, str(directory))
         Backbone.__init__(backbone)
+        backbone._origin = Checkpoint(str(directory))
         backbone._adopt(saved_model(directory), record.get("layout", "auto"), gradient_checkpointing=False)
         return backbone

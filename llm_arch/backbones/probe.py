@@ -6,6 +6,7 @@ Legend: T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -27,8 +28,13 @@ Run = Callable[[Batch, Layout, bool], Tensor]
 PROVEN = {"bert", "roberta", "gpt2", "modernbert", "llama"}
 
 
+def proven(config: PreTrainedConfig) -> bool:
+    """Whether nothing needs to be tried: a kind from `PROVEN` that attends as it does by default."""
+    return config.model_type in PROVEN and getattr(config, "is_causal", True) is not False
+
+
 def is_decoder(config: PreTrainedConfig) -> bool:
-    """Whether a token sees only what came before it."""
+    """Whether it is of a kind that reads from left to right."""
     if getattr(config, "is_decoder", False):
         return True
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
@@ -74,6 +80,16 @@ def why_padded(config: PreTrainedConfig, run: Run, positions: bool) -> str | Non
     if not difference <= 1e-4:
         return f"{config.model_type} gives other numbers without padding (relative difference {difference:.1g})"
     return None
+
+
+def is_causal(config: PreTrainedConfig, run: Run, positions: bool) -> bool:
+    """Whether another last token leaves the states of all earlier ones as they are."""
+    batch = _two_sequences(config)
+    changed = batch.input_ids.clone()
+    changed[4] = changed[0]
+    before_TD = run(batch, "padded", positions)
+    after_TD = run(replace(batch, input_ids=changed), "padded", positions)
+    return bool((after_TD[:4] - before_TD[:4]).abs().max() <= 1e-5 * before_TD.abs().max())
 
 
 def _two_sequences(config: PreTrainedConfig) -> Batch:

@@ -59,7 +59,7 @@ class RecurrentEncoder(ScratchBackbone):
 
     Args:
         tokenizer: a directory, hub id or `package:NAME/FOLDER`: the tokenizer of the data.
-        vocabulary_size: number of tokens, in place of a tokenizer.
+        vocabulary_size: number of tokens, in place of a tokenizer. Without either, what the data's tokenizer has.
         embedding_size: E; the hidden size unless the vectors say it.
         hidden_size: D, of both directions together.
         num_layers: number of layers.
@@ -91,7 +91,7 @@ class RecurrentEncoder(ScratchBackbone):
             raise UserError(f"cell must be lstm or gru, got {cell!r}")
         super().__init__(tokenizer, vocabulary_size, embedding_size, vectors, hidden_size, dropout)
         self.hidden_size, self.cell, self.bidirectional = hidden_size, cell, bidirectional
-        self.is_decoder = not bidirectional
+        self.causal = self.is_decoder = not bidirectional
         self.pooling = "max" if bidirectional else "last"
         kind = nn.LSTM if cell == "lstm" else nn.GRU
         sizes = [self.embedding_size, *[hidden_size] * (num_layers - 1)]

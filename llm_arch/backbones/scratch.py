@@ -9,7 +9,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -17,13 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
+from llm_arch.backbones.output_head import Checkpoint, fitted, head_weights
 from llm_arch.backbones.vectors import read_vectors, vocabulary_size
-from llm_arch.backbones.vocabulary import new_rows
+from llm_arch.backbones.vocabulary import PLACEHOLDER, new_rows, not_sized
 from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.types import Backbone, Batch, UserError
 
 CONFIG = "backbone.json"  # a config.json would make transformers warn of a model type that it does not know
 WEIGHTS = "backbone.safetensors"
+
+_STD = 0.1  # of embeddings that were not given
 
 
 class ScratchBackbone(Backbone):
@@ -31,7 +34,7 @@ class ScratchBackbone(Backbone):
 
     Args:
         tokenizer: a directory, hub id or `package:NAME/FOLDER` of the tokenizer that the data uses.
-        vocabulary: V, in place of the tokenizer.
+        vocabulary: V, in place of the tokenizer. Without either, `grow` says it.
         embedding_size: E.
         vectors: a file of pretrained word vectors, which says E itself.
         default_size: E where nothing else says it.
@@ -39,12 +42,11 @@ class ScratchBackbone(Backbone):
 
     Attributes:
         kind: name of the architecture in the saved configuration.
-        is_decoder: whether a state depends on no later token.
     """
 
     kind: ClassVar[str]
     max_length = None
-    is_decoder = False
+    _origin: Path | None = None
 
     def __init__(
         self,
@@ -56,14 +58,16 @@ class ScratchBackbone(Backbone):
         dropout: float,
     ) -> None:
         super().__init__()
-        if (tokenizer is None) == (vocabulary is None):
+        if tokenizer is not None and vocabulary is not None:
             raise UserError(
-                f"{type(self).__name__} needs either a tokenizer (the one of the data) or a vocabulary_size"
+                f"{type(self).__name__} takes either a tokenizer (the one of the data) or a vocabulary_size"
             )
         if vectors is not None and tokenizer is None:
             raise UserError("vectors are found by word, so they need a tokenizer in place of vocabulary_size")
         words = load_tokenizer(tokenizer) if tokenizer is not None else None
-        size = vocabulary_size(words) if vocabulary is None else vocabulary
+        size = vocabulary if words is None else vocabulary_size(words)
+        self._sized = size is not None
+        size = PLACEHOLDER if size is None else size
         found = read_vectors(vectors, words) if vectors is not None else None
         if found is not None:
             width = found.values_NE.shape[1]
@@ -79,7 +83,7 @@ class ScratchBackbone(Backbone):
         self.dropout = _probability(dropout)
         with torch.no_grad():
             # Tokens without vector are as large as those with one (Kim 2014).
-            std = 0.1 if found is None else float(found.values_NE.std())
+            std = _STD if found is None else float(found.values_NE.std())
             self.words.weight.normal_(std=std)
             if found is not None:
                 self.words.weight[found.rows_N] = found.values_NE
@@ -91,9 +95,16 @@ class ScratchBackbone(Backbone):
         return self.words
 
     def grow(self, vocabulary: int) -> None:
-        """Make room for tokens that were added to the tokenizer; new embeddings lie near the mean of the old ones."""
+        """Make room for tokens that were added to the tokenizer; new embeddings lie near the mean of the old ones.
+
+        Where neither tokenizer nor size was given, there are new embeddings for exactly that many.
+        """
         old_VE = self.words.weight
-        if vocabulary > len(old_VE):
+        if not self._sized:
+            at_least_one(vocabulary_size=vocabulary)
+            self.words, self._sized = nn.Embedding(vocabulary, self.embedding_size), True
+            nn.init.normal_(self.words.weight, std=_STD)
+        elif vocabulary > len(old_VE):
             rows = torch.cat([old_VE.detach(), new_rows(old_VE, vocabulary - len(old_VE))])
             self.words = nn.Embedding.from_pretrained(rows, freeze=not old_VE.requires_grad)
 
@@ -103,6 +114,8 @@ class ScratchBackbone(Backbone):
 
     def embed(self, batch: Batch, inputs_embeds: Tensor | None) -> Tensor:
         """(T, E): the embeddings of the tokens, or those given."""
+        if not self._sized:
+            raise not_sized(self, "its tokenizer or vocabulary_size")
         if inputs_embeds is not None:
             return inputs_embeds
         try:
@@ -125,8 +138,15 @@ class ScratchBackbone(Backbone):
         """Use this dropout everywhere."""
         self.dropout = _probability(probability)
 
+    def output_head(self, kind: Literal["masked", "causal"]) -> Mapping[str, Tensor] | None:
+        """The language-model head of the model directory that this backbone was loaded from, read when called."""
+        found = None if self._origin is None else head_weights(Checkpoint(str(self._origin)), kind)
+        return None if found is None else fitted(found, len(self.words.weight))
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Write the constructor's arguments as JSON and the weights as safetensors."""
+        if not self._sized:
+            raise not_sized(self, "its tokenizer or vocabulary_size")
         config = {
             "kind": self.kind,
             "vocabulary_size": len(self.words.weight),
@@ -146,6 +166,7 @@ class ScratchBackbone(Backbone):
             raise UserError(f"{directory / CONFIG} is not of a {cls.__name__}; fetch or train the model again")
         backbone = cls(**config)
         backbone.load_state_dict(load_file(directory / WEIGHTS), strict=True)
+        backbone._origin = directory
         return backbone
 
 

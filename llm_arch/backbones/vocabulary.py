@@ -1,4 +1,4 @@
-"""Embeddings for tokens that were added to a tokenizer.
+"""Embeddings for the tokens of a tokenizer: of a size that only the data tells, or for tokens that were added.
 
 Legend: V rows of the old embeddings, N new rows, D hidden size.
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llm_arch.types import Backbone, UserError
+
+# Rows that stand in for embeddings whose number is not known yet: enough to try a model out.
+PLACEHOLDER = 32
 # Share of the old rows' spread: enough to tell new tokens apart, little beside what all embeddings have in common.
 _NOISE = 0.1
 
@@ -25,3 +29,16 @@ def new_rows(old_VD: Tensor, count: int) -> Tensor:
     """
     noise_ND = torch.randn(count, old_VD.shape[1], device=old_VD.device, dtype=old_VD.dtype)
     return old_VD.mean(0) + _NOISE * old_VD.std(0, correction=0) * noise_ND
+
+
+def not_sized(backbone: Backbone, option: str) -> UserError:
+    """The error of a backbone from scratch that nobody has told how many tokens there are.
+
+    Args:
+        backbone: it.
+        option: what says it in a config.
+    """
+    return UserError(
+        f"{type(backbone).__name__} does not know how many tokens there are: set {option}, "
+        "or pass vocabulary=len(tokenizer) to Task"
+    )

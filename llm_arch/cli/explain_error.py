@@ -18,6 +18,7 @@ _GIVEN = re.compile(r"(?:Given value|Got value): (.*?)(?=\. Got value: |\n|$)")
 _NESTED = re.compile(r"NestedArg\(key='(.*?)', val='?(.*?)'?\)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NO_IMPORT = re.compile(r"No module named '[^']+'|module '[^']+' has no attribute '[^']+'|cannot import name .*")
+_SEVERAL = re.compile(r"Multiple subclasses with name (\w+)\..*?ambiguity: (\w[\w.]*(?:, \w[\w.]*)*\w)")
 _WRONG_CLASS = re.compile(r"(?:Expected '([^']+)' to be a subclass of <class '(\w+)'>|Not a valid subclass of (\w+))")
 
 _PLAIN = {
@@ -103,6 +104,10 @@ def _unknown(option: str, owner: str, message: str, known: list[str]) -> tuple[s
 
 def _class_trouble(name: str, owner: str, message: str, kind: type | None) -> str | None:
     """Why a class can't be used, or None when the message is about something else."""
+    if several := _SEVERAL.search(message):
+        return (
+            f"{owner}: several classes are called {several[1]}; give the whole path: {several[2].replace(', ', ' or ')}"
+        )
     if wrong := _WRONG_CLASS.search(message):
         return f"{owner}: {wrong[1] or name} is no {wrong[2] or wrong[3]}; name a class that is one"
     reason = _NO_IMPORT.search(message)

@@ -45,8 +45,10 @@ model
   --model.dropout P              dropout everywhere in the backbone
   --model.pooling KIND           first, last, mean or max
   --model.learning_rate X        of the default AdamW
-  --model.optimizer CLASS        another optimizer, such as SGD; then --model.optimizer.lr and so on
-  --model.lr_scheduler CLASS     Linear, Cosine or Constant; then --model.lr_scheduler.warmup …
+  --model.optimizer CLASS        another optimizer, such as SGD or llm_arch.optim.Muon; then
+                                 --model.optimizer.lr and so on
+  --model.lr_scheduler CLASS     Linear, Cosine, Constant or WarmupStableDecay; then
+                                 --model.lr_scheduler.warmup …
   --model.head.KEY VALUE         arguments of the head: class_weights, label_smoothing, binary …
 
 trainer

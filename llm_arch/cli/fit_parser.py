@@ -41,8 +41,10 @@ def _shipped(package: ModuleType, base: type) -> list[type]:
     """The classes of a folder, all imported, so that their keys and short names are known when one is misspelt."""
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         import_module(module.name)
-    below: list[type] = type.__subclasses__(base)
-    return [kind for kind in below if kind.__module__.startswith(f"{package.__name__}.")]
+    below = [base]
+    for kind in below:  # grows on the way
+        below += type.__subclasses__(kind)
+    return [k for k in dict.fromkeys(below[1:]) if k.__module__.startswith(f"{package.__name__}.")]
 
 
 _GROUPS: list[tuple[str, type]] = [

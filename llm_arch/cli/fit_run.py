@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from llm_arch.backbones.presets import is_preset
 from llm_arch.cli import output, report
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.data.module import DataModule
@@ -235,7 +236,7 @@ def _tokenizer_name(config: Any) -> str | None:
     backbone = config.model.backbone
     arguments = {"name": backbone} if isinstance(backbone, str) else backbone.get("init_args", {})
     name = arguments.get("tokenizer") or arguments.get("name")
-    return None if name is None or name.startswith("tiny:") else name
+    return None if name is None or is_preset(name) else name
 
 
 def _speed(task: Task, data: DataModule) -> dict[str, float]:

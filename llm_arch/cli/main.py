@@ -9,9 +9,13 @@ from difflib import get_close_matches
 from importlib import import_module
 
 VERBS = {
+    "tokenizer": "train a tokenizer on text of your own",
+    "prepare": "encode text once into a corpus store for pretraining",
     "fit": "train a model on your data, measure it before and after, and save it",
     "test": "measure a saved model on a file with labels",
     "predict": "predict with a saved model, one JSON object a line",
+    "perplexity": "how far texts are from what a saved language model was pretrained on",
+    "generate": "go on with texts, by a saved causal language model",
 }
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2

@@ -1,4 +1,4 @@
-"""Options of the verbs that take a trained model."""
+"""Options of the verbs but `fit`; most take a trained model."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
             complain(f"unknown option {option}" + (f"; did you mean {near[0]}?" if near else ""))
     parser.error = complain  # type: ignore[method-assign, assignment]
     options = parser.parse_args(arguments)
-    if options.output and Path(options.output).is_dir():
+    if "model" in options and options.output and Path(options.output).is_dir():
         raise UserError(f"--output {options.output} is a directory; name a file")
-    if options.trust:  # the module may lie in a file beside the user
+    if "model" in options and options.trust:  # the module may lie in a file beside the user
         sys.path.insert(0, str(Path.cwd()))
     return options

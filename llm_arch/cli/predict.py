@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from llm_arch.cli.options import model_parser, parse
+from llm_arch.cli.sink import sink
 from llm_arch.types import UserError
 
 if TYPE_CHECKING:
@@ -68,12 +65,12 @@ def run(arguments: list[str]) -> None:
             waiting[index] = row
             yield row.values
 
-    with _sink(options.output) as sink:
+    with sink(options.output) as file:
         try:
             for prediction in stream(remembered()):
                 values = waiting.pop(prediction.index).values  # written and forgotten: memory stays flat
                 line = {name: values[name] for name in _needed(columns_of(values))} | prediction.to_dict()
-                sink.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except UserError as error:
             raise UserError(_with_line(str(error), options.input, waiting)) from error
     if predictor.truncated:
@@ -124,22 +121,3 @@ def _with_line(message: str, name: str | None, rows: Mapping[int, Row]) -> str:
     if not found or int(found[1]) - 1 not in rows:
         return message
     return f"{name or '--text'}, line {rows[int(found[1]) - 1].line}: {found[2]}"
-
-
-@contextmanager
-def _sink(name: str | None) -> Iterator[TextIO]:
-    if name is None:
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    path = Path(name)
-    if not path.parent.is_dir():
-        raise UserError(f"--output {name}: the folder {path.parent} does not exist; make it first")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

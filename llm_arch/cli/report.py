@@ -14,13 +14,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from llm_arch.corpus.packing import PackedPlan
 from llm_arch.data.module import DataModule
 from llm_arch.data.splits import Split
 from llm_arch.task import Task
 
 WIDTH = 100
 _LISTED_LABELS = 50
-_EXAMPLE_LENGTH = 80
 
 
 def console() -> Console:
@@ -68,37 +68,14 @@ class EpochLines(Callback):
 
 
 def data_table(data: DataModule) -> Table:
-    """A row a split: rows, lengths, what was cut, and how far the text is from the tokenizer's."""
+    """A row a split, as the data module sums it up."""
     table = _table("data")
-    for name in (
-        "split",
-        "rows",
-        "tokens/row",
-        "longest",
-        f"over {data.max_length}",
-        "unknown",
-        "tokens/word",
-        "source",
-    ):
+    found = [{"split": split.name, **data.summary(split)} for split in data.splits.values()]
+    names = list(dict.fromkeys(name for one in found for name in one if name != "source"))
+    for name in [*names, "source"]:
         table.add_column(name, justify="left" if name in ("split", "source") else "right", overflow="fold")
-    for split in data.splits.values():
-        facts = split.facts
-        # Counted while reading, rows cut off for other splits included: said once, with the training rows.
-        longer = facts["truncated"] + facts.get("windowed", 0)
-        counted = (
-            f"{longer:,} ({longer / facts['rows']:.1%})",
-            f"{facts['unknown'] / max(1, facts['tokens']):.2%}",
-            f"{facts['tokens'] / max(1, facts['words']):.2f}",
-        )
-        cut_off = split.chosen is not None and split.name != "train"
-        table.add_row(
-            split.name,
-            f"{len(split):,}",
-            f"{split.lengths.mean():.1f}",
-            str(split.lengths.max()),
-            *(("", "", "") if cut_off else counted),
-            f"cut off {split.source}" if cut_off else split.source,
-        )
+    for one in found:
+        table.add_row(*(one.get(name, "") for name in [*names, "source"]))
     return table
 
 
@@ -116,10 +93,13 @@ def plan_line(data: DataModule) -> str:
     """One sentence on the training batches."""
     plan = data.training_plan()
     count = plan.micro_batches()
-    tokens = int(plan.cut.lengths.sum())
+    tokens = int(plan.lengths.sum())
+    kind, use = "rows", ""
+    if isinstance(plan, PackedPlan):
+        kind, use = "pieces", f" (packed to {plan.use():.1%} of {plan.budget:,}, none cropped)"
     return (
-        f"plan: {count:,} micro-batches an epoch of {len(plan.cut.lengths) / count:.1f} rows and "
-        f"{tokens / count:,.0f} tokens, {data.layout} layout, padding {data.padding_share():.1%} "
+        f"plan: {count:,} micro-batches an epoch of {len(plan.lengths) / count:.1f} {kind} and "
+        f"{tokens / count:,.0f} tokens{use}, {data.layout} layout, padding {data.padding_share():.1%} "
         f"(padded to the longest it would be {data.padded_share():.1%})"
     )
 
@@ -179,13 +159,5 @@ def next_command(data: DataModule, split: str | None, model: Path) -> str:
     columns = [name for name, always in data.columns.items() if always]
     if len(columns) > 1:
         return f"{shlex.join(['llm-arch', 'predict', '--model', str(model)])} --input FILE.jsonl"
-    return shlex.join(["llm-arch", "predict", "--model", str(model), "--text", _example(data, split) or "your text"])
-
-
-def _example(data: DataModule, split: str | None) -> str | None:
-    """A short text of the split, or None."""
-    if split is None or "text" not in data.schema:
-        return None
-    rows, chosen = data.split(split).rows, data.split(split).chosen
-    text = str(rows[0 if chosen is None else int(chosen[0])]["text"])
-    return text if len(text) <= _EXAMPLE_LENGTH and text.isprintable() and not text.startswith("-") else None
+    example = data.example(split) if split is not None else None
+    return shlex.join(["llm-arch", "predict", "--model", str(model), "--text", example or "your text"])

@@ -8,6 +8,7 @@ budgets and shares of padding are rough where rows have several windows: no batc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,15 +93,18 @@ def split_to(batches: list[Indices], count: int, lengths: Indices) -> list[Indic
     units = sum(len(b) for b in batches)
     if count > units:
         raise UserError(f"{units} rows can't be spread over {count} micro-batches (ranks × accumulation): use fewer")
+    tokens = [int(lengths[b].sum()) for b in batches]
     while len(batches) < count:
-        tokens = [int(lengths[b].sum()) if len(b) > 1 else -1 for b in batches]
-        largest = int(np.argmax(tokens))
+        largest = int(np.argmax([size if len(b) > 1 else -1 for b, size in zip(batches, tokens, strict=True)]))
         whole = batches[largest]
-        batches[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+        halves = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+        batches[largest : largest + 1] = halves
+        tokens[largest : largest + 1] = [int(lengths[b].sum()) for b in halves]
     while len(batches) > count:
-        smallest, next_smallest = np.argsort([int(lengths[b].sum()) for b in batches], kind="stable")[:2]
+        smallest, next_smallest = np.argsort(tokens, kind="stable")[:2]
         batches[next_smallest] = np.concatenate([batches[next_smallest], batches[smallest]])
-        del batches[smallest]
+        tokens[next_smallest] += tokens[smallest]
+        del batches[smallest], tokens[smallest]
     return batches
 
 
@@ -117,6 +121,23 @@ def micro_batch_count(batches: int, units: int, multiple: int) -> int:
 def round_up(count: int, multiple: int) -> int:
     """The smallest multiple that is at least `count`."""
     return -(-count // multiple) * multiple
+
+
+class Plan(Protocol):
+    """The batches of every epoch, all epochs equally long."""
+
+    @property
+    def lengths(self) -> Indices:
+        """(N,) tokens of each unit."""
+        ...
+
+    def micro_batches(self) -> int:
+        """Micro-batches an epoch, over all ranks."""
+        ...
+
+    def epoch(self, epoch: int, count: int) -> list[Indices]:
+        """The batches of one epoch, exactly `count` of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,11 @@ class TrainingPlan:
     epochs: int
     multiple: int
     group: bool = False
+
+    @property
+    def lengths(self) -> Indices:
+        """(N,) tokens of each unit."""
+        return self.cut.lengths
 
     def _batches(self, epoch: int) -> list[Indices]:
         group = None

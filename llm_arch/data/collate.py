@@ -39,15 +39,54 @@ def make_batch(
     rows = columns["input_ids"]
     sizes_R = _sizes(rows)
     parts = [cut or (size,) for cut, size in zip(columns.get("windows") or [None] * len(rows), sizes_R, strict=True)]
-    lengths_B = _joined(parts)
+    flat = {"input_ids": rows}
+    if columns["token_type_ids"][0] is not None:
+        flat["token_type_ids"] = columns["token_type_ids"]
+    placed, slots_T = _placed({name: _joined(column) for name, column in flat.items()}, _joined(parts), layout)
+    return Batch(
+        index=torch.from_numpy(np.repeat(np.asarray(columns["index"]), _sizes(parts))),
+        labels=labels or {},
+        words=_words(columns, sizes_R, slots_T) if "word_token" in columns else None,
+        rows=len(rows),
+        texts=texts or {},
+        **placed,
+    )
+
+
+def flat_batch(
+    input_ids: Numbers,
+    token_type_ids: Numbers | None,
+    lengths: Numbers,
+    index: Numbers,
+    layout: str = "flat",
+    labels: Mapping[str, NDArray[Any]] | None = None,
+) -> Batch:
+    """Rows that are arrays already → a batch.
+
+    Args:
+        input_ids: (T,) token ids, row after row.
+        token_type_ids: (T,) token types, or None.
+        lengths: (R,) tokens of each row.
+        index: (R,) row numbers.
+        layout: flat or padded.
+        labels: the labels as the head wants them; of them `positions` are places among the T tokens, and `targets`
+            without `positions` are about all T, whatever the layout makes of them.
+    """
+    values = {"input_ids": input_ids} | ({} if token_type_ids is None else {"token_type_ids": token_type_ids})
+    placed, slots_T = _placed(values, lengths, layout)
+    named = dict(labels or {})
+    if layout == "padded" and "targets" in named:
+        named["positions"] = slots_T[named["positions"]] if "positions" in named else slots_T
+    tensors = {name: torch.from_numpy(value) for name, value in named.items()}
+    return Batch(index=torch.from_numpy(np.asarray(index)), labels=tensors, rows=len(lengths), **placed)
+
+
+def _placed(values: dict[str, Numbers], lengths_B: Numbers, layout: str) -> tuple[dict[str, Any], Numbers]:
+    """The fields of a batch that tell its layout, with those of its tokens, and (T,) where each token lies in it."""
     tokens = int(lengths_B.sum())
     starts_B = np.cumsum(lengths_B) - lengths_B
     segments_T = np.repeat(np.arange(len(lengths_B)), lengths_B)
     positions_T = np.arange(tokens) - np.repeat(starts_B, lengths_B)
-    flat = {"input_ids": rows}
-    if columns["token_type_ids"][0] is not None:
-        flat["token_type_ids"] = columns["token_type_ids"]
-    values = {name: _joined(column) for name, column in flat.items()}
     valid_T, slots_T = None, np.arange(tokens)
     if layout == "padded":
         longest, count = int(lengths_B.max()), len(lengths_B)
@@ -56,19 +95,9 @@ def make_batch(
         valid_T = torch.from_numpy(_spread(np.ones(tokens, dtype=bool), slots_T, count * longest))
         starts_B = np.arange(count) * longest
         segments_T, positions_T = np.repeat(np.arange(count), longest), np.tile(np.arange(longest), count)
-    return Batch(
-        position_ids=torch.from_numpy(positions_T),
-        segments=torch.from_numpy(segments_T),
-        starts=torch.from_numpy(starts_B),
-        lengths=torch.from_numpy(lengths_B),
-        index=torch.from_numpy(np.repeat(np.asarray(columns["index"]), _sizes(parts))),
-        valid=valid_T,
-        labels=labels or {},
-        words=_words(columns, sizes_R, slots_T) if "word_token" in columns else None,
-        rows=len(rows),
-        texts=texts or {},
-        **{k: torch.from_numpy(v) for k, v in values.items()},
-    )
+    layout_fields = {"position_ids": positions_T, "segments": segments_T, "starts": starts_B, "lengths": lengths_B}
+    tensors = {name: torch.from_numpy(value) for name, value in (layout_fields | values).items()}
+    return tensors | {"valid": valid_T}, slots_T
 
 
 def _words(columns: Mapping[str, list[Any]], sizes_R: Numbers, slots_T: Numbers) -> Words:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from torch import Tensor
 
+from llm_arch.corpus.surfaces import size
 from llm_arch.data.reading import encoded_rows, note_bad_row
 from llm_arch.data.sources import Row, Source
 from llm_arch.data.store import key_of, stored
@@ -143,9 +144,9 @@ class RowFormat(Configured, ABC):
         return tokenizer
 
     @property
-    def vocabulary(self) -> int | None:
-        """How many tokens the tokenizer has where the format has added some, else None."""
-        return len(self.tokenizer) if self.added_tokens else None
+    def vocabulary(self) -> int:
+        """How many tokens the tokenizer has, those that the format added among them."""
+        return size(self.tokenizer)
 
     def encode(
         self, rows: Sequence[Mapping[str, Any]], labelled: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +13,24 @@ from llm_arch.types import Batch
 
 
 class Rows(Protocol):
-    """Memory-mapped rows: a list of row numbers gives columns."""
+    """Memory-mapped rows: a list of row numbers, which may be `RowNumbers`, gives columns."""
 
     def __getitem__(self, rows: list[int]) -> dict[str, list[Any]]: ...
 
     def __len__(self) -> int: ...
+
+
+class RowNumbers(list[int]):
+    """Row numbers of one batch, and the epoch they are read in: data may differ from epoch to epoch.
+
+    Args:
+        numbers: row numbers in their split.
+        epoch: the epoch, from 0; 0 in evaluation.
+    """
+
+    def __init__(self, numbers: Iterable[int], epoch: int = 0) -> None:
+        super().__init__(numbers)
+        self.epoch = epoch
 
 
 class Columns(Dataset[dict[str, Any]]):
@@ -39,9 +52,10 @@ class Columns(Dataset[dict[str, Any]]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """Columns of these rows, with their numbers in the split as `index`."""
-        places = indices if self.chosen is None else self.chosen[indices].tolist()
-        return {**self.rows[places], "index": indices}
+        """Columns of these rows, with their numbers in the split as `index`, and the `epoch`, a single number."""
+        epoch = getattr(indices, "epoch", 0)
+        places = indices if self.chosen is None else RowNumbers(self.chosen[indices].tolist(), epoch)
+        return {**self.rows[places], "index": indices, "epoch": epoch}
 
 
 class PlannedBatches(Sampler[list[int]]):
@@ -75,7 +89,7 @@ class PlannedBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         epoch, done = self.position()
         for batch in self.plan(epoch)[self.rank :: self.ranks][done:]:
-            yield np.asarray(batch).tolist()
+            yield RowNumbers(np.asarray(batch).tolist(), epoch)
 
 
 class Loader(DataLoader[Any]):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from llm_arch.data.batching import Cut, TrainingPlan, evaluation_plan, padding_share
+from llm_arch.data.batching import Cut, Plan, TrainingPlan, evaluation_plan, padding_share
 from llm_arch.data.collate import make_batch
 from llm_arch.data.format import RowFormat
 from llm_arch.data.loader import Columns, Loader, PlannedBatches
@@ -22,6 +22,8 @@ from llm_arch.data.splits import Split, cut_off, lengths_of
 from llm_arch.data.store import cache_root
 from llm_arch.seeding import run_seed
 from llm_arch.types import Batch, LabelSpace, UserError
+
+_EXAMPLE_LENGTH = 80
 
 
 class DataModule(RowFormat, L.LightningDataModule):
@@ -168,16 +170,18 @@ class DataModule(RowFormat, L.LightningDataModule):
             lines = [json.dumps({"file": f, "line": n, "fault": w}, ensure_ascii=False) for f, n, w in bad]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def training_plan(self) -> TrainingPlan:
+    def training_plan(self) -> Plan:
         """How the training rows will be batched, for the trainer's ranks, accumulation and epochs."""
-        trainer = self.trainer
-        epochs, multiple = 1, 1
-        if trainer is not None:
-            epochs = trainer.max_epochs or 1
-            epochs = epochs if epochs > 0 else 10**6
-            multiple = trainer.world_size * trainer.accumulate_grad_batches
         cut = Cut(self.split("train").lengths, self.batch_size, self.max_tokens, self.layout == "padded")
-        return TrainingPlan(cut, run_seed(), epochs, multiple, self.group_by_length)
+        return TrainingPlan(cut, run_seed(), *self._epochs_and_multiple(), self.group_by_length)
+
+    def _epochs_and_multiple(self) -> tuple[int, int]:
+        """How many epochs are run, and ranks × accumulation."""
+        trainer = self.trainer
+        if trainer is None:
+            return 1, 1
+        epochs = trainer.max_epochs or 1
+        return epochs if epochs > 0 else 10**6, trainer.world_size * trainer.accumulate_grad_batches
 
     def train_dataloader(self) -> Loader:
         """Batches of the training split from wherever the trainer stands."""
@@ -239,4 +243,41 @@ class DataModule(RowFormat, L.LightningDataModule):
     def padded_share(self) -> float:
         """What that share is in the padded layout, by the batches of the first epoch."""
         plan = self.training_plan()
-        return padding_share(plan.epoch(0, plan.micro_batches()), plan.cut.lengths)
+        return padding_share(plan.epoch(0, plan.micro_batches()), plan.lengths)
+
+    # Reports
+
+    def summary(self, split: Split) -> dict[str, str]:
+        """What a table says of a split, by column: lengths, what was cut, and how far the text is from the tokenizer's.
+
+        Of rows that were cut off the training rows only the lengths: the rest was counted while reading, and is said
+        with the training rows.
+        """
+        facts = split.facts
+        longer = facts["truncated"] + facts.get("windowed", 0)
+        counted = {
+            f"over {self.max_length}": f"{longer:,} ({longer / facts['rows']:.1%})",
+            "unknown": f"{facts['unknown'] / max(1, facts['tokens']):.2%}",
+            "tokens/word": f"{facts['tokens'] / max(1, facts['words']):.2f}",
+        }
+        cut_off = split.chosen is not None and split.name != "train"
+        return {
+            "rows": f"{len(split):,}",
+            "tokens/row": f"{split.lengths.mean():.1f}",
+            "longest": str(split.lengths.max()),
+            **(dict.fromkeys(counted, "") if cut_off else counted),
+            "source": f"cut off {split.source}" if cut_off else split.source,
+        }
+
+    def example(self, split: str) -> str | None:
+        """A short text of a split to try a model on, or None."""
+        if "text" not in self.schema:
+            return None
+        rows, chosen = self.split(split).rows, self.split(split).chosen
+        text = str(rows[0 if chosen is None else int(chosen[0])]["text"])
+        return text if presentable(text) else None
+
+
+def presentable(text: str) -> bool:
+    """Whether a text can be put on a command line."""
+    return 0 < len(text) <= _EXAMPLE_LENGTH and text.isprintable() and not text.startswith("-")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute
+from numpy.typing import NDArray
 
 from llm_arch.data.batching import Indices
 from llm_arch.types import UserError
@@ -49,27 +50,40 @@ def lengths_of(rows: Any) -> Indices:
 
 def cut_off(train: Split, wanted: dict[str, float], seed: int) -> dict[str, Split]:
     """Cut shares off the training rows; rows of equal text stay on one side."""
-    keys, group_of_row = np.unique(train.rows.data.column("key").to_numpy(), return_inverse=True)
-    if len(keys) <= len(wanted):
+    parts = divided(train.rows.data.column("key").to_numpy(), wanted, seed, train.source)
+    return {name: _part(train, name, chosen) for name, chosen in parts.items()}
+
+
+def divided(keys: NDArray[Any], wanted: dict[str, float], seed: int, source: str) -> dict[str, Indices]:
+    """The numbers of the rows of each wanted split, and of those that are left to train on.
+
+    Args:
+        keys: (N,) of each row; rows of equal keys stay on one side.
+        wanted: the share of each split that is to be cut off.
+        seed: which rows are cut off.
+        source: what the rows are called in a message.
+    """
+    groups, group_of_row = np.unique(keys, return_inverse=True)
+    if len(groups) <= len(wanted):
         raise UserError(
-            f"{train.source} has {len(keys)} distinct texts, too few to cut off {' and '.join(wanted)} rows; "
+            f"{source} has {len(groups)} distinct texts, too few to cut off {' and '.join(wanted)} rows; "
             f"name files for them, or set data.validation_fraction to 0"
         )
-    order = np.random.default_rng(seed).permutation(len(keys))
-    sizes = np.bincount(group_of_row, minlength=len(keys))[order]
+    order = np.random.default_rng(seed).permutation(len(groups))
+    sizes = np.bincount(group_of_row, minlength=len(groups))[order]
     ends = np.cumsum(sizes)
-    rank_of_group = np.empty(len(keys), dtype=np.int64)
-    rank_of_group[order] = np.arange(len(keys))
+    rank_of_group = np.empty(len(groups), dtype=np.int64)
+    rank_of_group[order] = np.arange(len(groups))
     place = rank_of_group[group_of_row]
-    splits: dict[str, Split] = {}
+    parts: dict[str, Indices] = {}
     start = 0
     for position, (name, share) in enumerate(wanted.items()):
         base = ends[start - 1] if start else 0
-        stop = int(np.searchsorted(ends, base + share * len(train))) + 1
-        stop = min(max(stop, start + 1), len(keys) - (len(wanted) - position))
-        splits[name] = _part(train, name, np.flatnonzero((place >= start) & (place < stop)))
+        stop = int(np.searchsorted(ends, base + share * len(keys))) + 1
+        stop = min(max(stop, start + 1), len(groups) - (len(wanted) - position))
+        parts[name] = np.flatnonzero((place >= start) & (place < stop))
         start = stop
-    return splits | {"train": _part(train, "train", np.flatnonzero(place >= start))}
+    return parts | {"train": np.flatnonzero(place >= start)}
 
 
 def _part(split: Split, name: str, chosen: Indices) -> Split:

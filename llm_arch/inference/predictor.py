@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from llm_arch.data.batching import Cut, evaluation_plan
-from llm_arch.data.collate import make_batch
 from llm_arch.data.module import DataModule
 from llm_arch.data.reading import encoding_faults, missing
 from llm_arch.inference.directory import Model, load
@@ -94,8 +93,9 @@ class Predictor:
         lengths = np.array([len(ids) for ids in columns["input_ids"]])
         found: list[Prediction] = []
         for rows_of_batch in evaluation_plan(Cut(lengths, None, self.batch_tokens), 1):
-            chosen = {name: [values[i] for i in rows_of_batch] for name, values in columns.items()}
-            batch = make_batch({**chosen, "index": [start + int(i) for i in rows_of_batch]}).to(self.device)
+            chosen: dict[str, Any] = {name: [values[i] for i in rows_of_batch] for name, values in columns.items()}
+            chosen |= {"index": [start + int(i) for i in rows_of_batch], "epoch": 0}
+            batch = data.collate(chosen, labelled=False).to(self.device)
             with torch.inference_mode():
                 logits = self.model.head(self.model.backbone(batch), batch)
                 found += self.model.head.decode(logits, batch)

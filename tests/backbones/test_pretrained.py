@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel
 
 from llm_arch.backbones import packed
+from llm_arch.backbones.loading import fresh_config, random_model
 from llm_arch.backbones.presets import PRESETS
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.data.collate import make_batch
@@ -512,12 +513,180 @@ def test_shared_layers_cannot_be_counted() -> None:
         _ = make(PROBED["albert"]).layers
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("base:")])
 def test_presets_run(name: str) -> None:
     backbone = Pretrained(name)
+    backbone.grow(VOCAB)
     assert backbone.layout == "flat"
-    assert backbone(batch_of(texts())).last_TD.shape == (sum(LENGTHS), 32)
+    assert backbone(batch_of(texts())).last_TD.shape == (sum(LENGTHS), 32 if name.startswith("tiny:") else 256)
     assert backbone.init_args == {"name": name}
+
+
+def test_a_name_that_looks_like_a_preset() -> None:
+    with pytest.raises(UserError, match="there is no preset 'mini:nothing'; there are: tiny:bert"):
+        Pretrained("mini:nothing")
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *PROBED, *UNPACKABLE])
+@torch.no_grad()
+def test_causal_is_whether_a_later_token_moves_no_earlier_state(name: str) -> None:
+    backbone = make((CONFIGS | PROBED | UNPACKABLE)[name])
+    rows = texts()
+    changed = [list(row) for row in rows]
+    changed[0][8] = 7 if rows[0][8] != 7 else 8
+    before, after = (real(backbone(b).last_TD, b) for b in (batch_of(rows), batch_of(changed)))
+    assert not torch.allclose(before[8], after[8])
+    assert torch.allclose(before[:8], after[:8], rtol=0, atol=1e-6) == backbone.causal
+    assert backbone.causal == (name in {"gpt2", "llama", "mistral", "causal bert", "bloom"})
+
+
+@torch.no_grad()
+def test_a_decoder_that_was_told_to_look_both_ways() -> None:
+    backbone = make({**CONFIGS["llama"], "is_causal": False})
+    assert not backbone.causal
+    close(backbone(batch_of(texts())).last_TD, run_plain(plain_of(backbone), texts())[-1])
+
+
+# From scratch
+
+
+def unsized(kind: str, **changes: Any) -> dict[str, Any]:
+    return {k: v for k, v in CONFIGS[kind].items() if k != "vocab_size" and not k.endswith("_token_id")} | changes
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("vocabulary", [17, 300])
+def test_the_data_says_how_many_tokens_there_are(name: str, vocabulary: int, tmp_path: Path) -> None:
+    backbone = Pretrained(config=unsized(name))
+    with pytest.raises(UserError, match="Pretrained does not know how many tokens there are: set vocab_size in its"):
+        backbone(batch_of([[5, 6]]))
+    with pytest.raises(UserError, match="does not know how many tokens"):
+        backbone.save(tmp_path)
+    backbone.grow(vocabulary)
+    assert backbone.embeddings.weight.shape == (vocabulary, 16)
+    assert backbone.config.vocab_size == vocabulary
+    special = {k: v for k, v in backbone.config.to_dict().items() if k.endswith("_token_id") and v is not None}
+    assert special in ({}, {"pad_token_id": 0}, {"pad_token_id": 1})
+    rows = [[0, 3, 2, vocabulary - 1], [vocabulary - 2]]  # without RoBERTa's padding, which plain models do not count
+    before = backbone.eval()(batch_of(rows)).last_TD
+    close(before, run_plain(plain_of(backbone), rows)[-1])
+    again = Pretrained.load(tmp_path, backbone.save(tmp_path)).eval()
+    assert torch.equal(again(batch_of(rows)).last_TD, before)
+    assert torch.equal(Pretrained(str(tmp_path)).eval()(batch_of(rows)).last_TD, before)
+    backbone.grow(vocabulary + 3)  # from now on it grows as any other
+    assert torch.equal(backbone(batch_of(rows)).last_TD, before)
+    backbone.grow(vocabulary)
+    assert backbone.embeddings.num_embeddings == vocabulary + 3
+
+
+def test_no_vocabulary_is_none_given() -> None:
+    backbone = Pretrained(config=unsized("bert", vocab_size=None))
+    backbone.grow(50)
+    assert backbone.embeddings.num_embeddings == 50
+
+
+def test_dropout_given_before_the_vocabulary_is_kept() -> None:
+    backbone = Pretrained(config=unsized("bert"), gradient_checkpointing=True)
+    backbone.set_dropout(0.37)
+    with pytest.raises(UserError, match="does not know how many tokens"):
+        backbone(batch_of([[5, 6]]))
+    backbone.grow(50)
+    assert {m.p for m in backbone.modules() if isinstance(m, nn.Dropout)} == {0.37}
+    assert backbone.model.is_activation_checkpointing
+    assert all(in_training(backbone.model))
+
+
+def test_what_is_probed_waits_for_its_vocabulary_too() -> None:
+    config = {k: v for k, v in PROBED["mistral"].items() if k != "vocab_size" and not k.endswith("_token_id")}
+    backbone = Pretrained(config=config)
+    backbone.grow(50)
+    assert (backbone.layout, backbone.why_padded, backbone.causal) == ("flat", None, True)
+    config = {k: v for k, v in UNPACKABLE["deberta-v2"].items() if k != "vocab_size"}
+    backbone = Pretrained(config=config)
+    why = backbone.why_padded
+    backbone.grow(50)
+    assert (backbone.layout, backbone.why_padded) == ("padded", why)
+    assert why
+
+
+def test_special_tokens_must_be_tokens() -> None:
+    backbone = Pretrained(config=unsized("gpt2", eos_token_id=100))
+    with pytest.raises(UserError, match="eos_token_id is 100, but the vocabulary has 100 tokens, so ids below that"):
+        backbone.grow(100)
+    backbone.grow(101)
+    assert backbone.config.eos_token_id == 100
+    with pytest.raises(UserError, match="pad_token_id is 120, but the vocabulary has 120 tokens"):
+        Pretrained(config={**CONFIGS["bert"], "pad_token_id": 120})
+    with pytest.raises(UserError, match="vocab_size must be at least 1, got 0"):
+        Pretrained(config={**CONFIGS["bert"], "vocab_size": 0})
+    # Those of ModernBERT's own vocabulary lie beyond this one, and GPT-2's end of text is another token here.
+    for kind in ("modernbert", "gpt2"):
+        config = Pretrained(config=unsized(kind, vocab_size=VOCAB)).config
+        assert [v for k, v in config.to_dict().items() if k.endswith("_token_id") and v is not None] == []
+
+
+def test_the_seed_fixes_the_weights() -> None:
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        backbone = Pretrained(config=unsized("bert"))
+        backbone.grow(60)
+        found.append(backbone.embeddings.weight)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_a_token_with_the_id_of_padding_learns() -> None:
+    for backbone in (Pretrained(config=unsized("bert")), Pretrained(config=unsized("bert", vocab_size=60))):
+        backbone.grow(60)
+        assert backbone.config.pad_token_id == 0
+        backbone(batch_of([[5, 0, 6]])).last_TD.pow(3).sum().backward()
+        assert backbone.embeddings.weight.grad is not None
+        assert backbone.embeddings.weight.grad[[0, 5, 6]].abs().sum(1).gt(0).all()
+
+
+_CUT = 0.8796  # standard deviation of a standard normal that is cut at ±2
+
+
+@pytest.mark.parametrize(
+    ("name", "deep", "layers", "cut"),
+    [
+        ("mini:bert", None, 4, 1.0),
+        ("mini:llama", None, 4, 1.0),
+        ("mini:gpt2", "c_proj", 4, 1.0),  # twice a layer something is added to the states
+        ("mini:modernbert", "Wo", 6, _CUT),
+    ],
+)
+def test_weights_from_scratch_are_as_large_as_their_papers_say(
+    name: str, deep: str | None, layers: int, cut: float
+) -> None:
+    backbone = Pretrained(name)
+    backbone.grow(500)
+    smaller = 0
+    for key, parameter in backbone.model.state_dict().items():
+        if parameter.dim() == 1:
+            assert parameter.unique().tolist() == [0.0 if key.endswith("bias") else 1.0], key
+            continue
+        std = 0.02 * cut
+        if deep and deep in key:
+            std /= (2 * layers) ** 0.5
+            smaller += 1
+        values = parameter[parameter.abs().sum(1) > 0]  # what BERT keeps for padding is zero
+        assert len(values) >= len(parameter) - 1
+        assert float(values.std()) == pytest.approx(std, rel=8 / (2 * values.numel()) ** 0.5), key
+        assert float(values.mean()) == pytest.approx(0, abs=5 * std / values.numel() ** 0.5), key
+        if cut < 1:
+            assert values.abs().max() <= 2 * std / cut * (1 + 1e-6)
+    assert smaller == (2 * layers if deep else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "parameters"), [("base:gpt2", 50257, 124_439_808), ("base:bert", 30522, 108_891_648)]
+)
+def test_sizes_of_base_models(name: str, vocabulary: int, parameters: int) -> None:
+    with torch.device("meta"):
+        model = random_model(fresh_config(PRESETS[name], vocabulary))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

@@ -79,7 +79,7 @@ def test_shapes_and_layers(make: Make, name: str) -> None:
     assert len(hidden.layers) == len(backbone.layers) + 1
     assert torch.equal(hidden.layers[-1], hidden.last_TD)
     assert backbone(batch_of(ROWS)).layers is None
-    assert backbone.is_decoder == (name in CAUSAL)
+    assert backbone.causal == backbone.is_decoder == (name in CAUSAL)
     assert backbone.pooling == ("last" if name in {"lstm", "gru"} else "max")
     assert backbone.max_length is None
     assert all(module.training for module in backbone.modules())
@@ -247,7 +247,7 @@ def test_what_is_saved_comes_back(make: Make, tmp_path: Path) -> None:
     assert type(again) is type(backbone)
     assert again.training
     assert again.dropout == 0.25
-    assert (again.hidden_size, again.pooling, again.is_decoder) == (8, backbone.pooling, backbone.is_decoder)
+    assert (again.hidden_size, again.pooling, again.causal) == (8, backbone.pooling, backbone.causal)
     for layout in ("flat", "padded"):
         batch = batch_of(ROWS, layout)
         assert torch.equal(again.eval()(batch).last_TD, backbone(batch).last_TD)
@@ -312,6 +312,24 @@ def test_vectors_fill_their_rows(
     assert capsys.readouterr().out == ""
 
 
+def test_the_data_says_how_many_tokens_there_are(name: str, tmp_path: Path) -> None:
+    backbone = KINDS[name]()
+    for use in (lambda: backbone(batch_of(ROWS)), lambda: backbone.save(tmp_path)):
+        with pytest.raises(UserError, match=f"{type(backbone).__name__} does not know how many tokens .* tokenizer or"):
+            use()
+    with pytest.raises(UserError, match="vocabulary_size must be at least 1, got 0"):
+        backbone.grow(0)
+    backbone.grow(13)
+    assert backbone.embeddings.num_embeddings == len(backbone.embeddings.weight) == 13
+    assert float(backbone.embeddings.weight.detach().std()) == pytest.approx(0.1, rel=0.5)
+    states = backbone.eval()(batch_of([[12, 0], [5]])).last_TD
+    again = backbone_of(tmp_path, {"class_path": backbone.class_path, **backbone.save(tmp_path)}).eval()
+    assert torch.equal(again(batch_of([[12, 0], [5]])).last_TD, states)
+    again.grow(15)  # from now on it grows as any other
+    assert torch.equal(again(batch_of([[12, 0], [5]])).last_TD, states)
+    assert again.embeddings.num_embeddings == 15
+
+
 def test_tokens_beyond_the_vocabulary(make: Make) -> None:
     with pytest.raises(UserError, match=r"token ids up to 20, but the backbone knows 20 tokens; give data\.tokenizer"):
         make()(batch_of([[3, 20, 4]]))
@@ -319,10 +337,9 @@ def test_tokens_beyond_the_vocabulary(make: Make) -> None:
 
 @pytest.mark.parametrize("kind", [TextCNN, ConvolutionalEncoder, RecurrentEncoder])
 def test_wrong_arguments(kind: type[TextCNN], vectors: str, tokenizer: str) -> None:
-    one = rf"{kind.__name__} needs either a tokenizer \(the one of the data\) or a vocabulary_size"
-    for both in ({}, {"tokenizer": tokenizer, "vocabulary_size": 20}):
-        with pytest.raises(UserError, match=one):
-            kind(**both)
+    one = rf"{kind.__name__} takes either a tokenizer \(the one of the data\) or a vocabulary_size"
+    with pytest.raises(UserError, match=one):
+        kind(tokenizer=tokenizer, vocabulary_size=20)
     with pytest.raises(UserError, match="need a tokenizer in place of vocabulary_size"):
         kind(vocabulary_size=20, vectors=vectors)
     with pytest.raises(UserError, match=r"embedding_size is 5, but the vectors in .* have 3 numbers; leave"):

@@ -102,6 +102,19 @@ class_path='llm_arch.heads.classification.SequenceClassification')""": (
     - Expected a <class 'NoneType'>
   Given value type: <class 'str'>
   Given value: Adamm""": "model.optimizer: found no class Adamm; did you mean Adam?",
+    """Parser key "model.optimizer":
+
+  - Expected a path but Muon either not accessible or invalid
+  - Does not validate against any of the Union subtypes
+  Subtypes: [typing.Callable[[collections.abc.Iterable], torch.optim.optimizer.Optimizer], <class 'NoneType'>]
+  Errors:
+    - Multiple subclasses with name Muon. Give the full class path to avoid ambiguity: torch.optim.Muon, \
+llm_arch.muon.Muon.
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'str'>
+  Given value: Muon""": (
+        "model.optimizer: several classes are called Muon; give the whole path: torch.optim.Muon or llm_arch.muon.Muon"
+    ),
     'Parser key "x.y":\n  Something else\n  entirely': 'Parser key "x.y": Something else entirely',
 }
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_arch.data.collate import make_batch
+from llm_arch.data.collate import flat_batch, make_batch
 from llm_arch.types import Batch
 
 ROWS = st.lists(st.lists(st.integers(1, 30_000), min_size=1, max_size=7), min_size=1, max_size=6)
@@ -117,3 +119,33 @@ def test_without_words() -> None:
 @pytest.mark.parametrize("layout", ["flat", "padded"])
 def test_no_labels(layout: str) -> None:
     assert dict(make_batch(columns_of([[5]], False), layout).labels) == {}
+
+
+# Rows that are arrays already
+
+
+@pytest.mark.parametrize("layout", ["flat", "padded"])
+@settings(deadline=None)
+@given(rows=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=6), min_size=1, max_size=5), data=st.data())
+def test_arrays_make_the_same_batch(layout: str, rows: Any, data: Any) -> None:
+    types = [[i % 2 for i in row] for row in rows]
+    index = list(range(10, 10 + len(rows)))
+    expected = make_batch({"input_ids": rows, "token_type_ids": types, "index": index}, layout)
+    ids = np.array([i for row in rows for i in row])
+    cells = sorted(data.draw(st.sets(st.sampled_from(range(len(ids))))))
+    labels = {"positions": np.array(cells, dtype=np.int64), "targets": ids[cells], "text_bytes": np.ones(len(rows))}
+    kinds = np.array([t for row in types for t in row])
+    found = flat_batch(ids, kinds, np.array([len(row) for row in rows]), np.array(index), layout, labels)
+    for field in fields(Batch):
+        one, other = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(other, torch.Tensor):
+            assert torch.equal(one, other), field.name
+    assert (
+        found.input_ids[found.labels["positions"]].tolist() == found.labels["targets"].tolist() == ids[cells].tolist()
+    )
+    assert found.labels["text_bytes"].shape == (len(rows),)
+    whole = flat_batch(ids, None, np.array([len(row) for row in rows]), np.array(index), layout, {"targets": ids + 1})
+    places = whole.labels.get("positions", torch.arange(len(ids)))
+    assert (whole.input_ids[places] + 1).tolist() == whole.labels["targets"].tolist()
+    assert ("positions" in whole.labels) == (layout == "padded")
+    assert whole.token_type_ids is None

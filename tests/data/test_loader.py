@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import datasets
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_arch.data.loader import Columns, Loader, PlannedBatches
+from llm_arch.data.loader import Columns, Loader, PlannedBatches, RowNumbers
 
 BATCHES = 12
 
@@ -49,15 +50,31 @@ def rows() -> datasets.Dataset:
 def test_columns(rows: datasets.Dataset) -> None:
     whole = Columns(rows, None)
     assert len(whole) == 8
-    assert whole.__getitems__([3, 1]) == {"x": [30, 10], "y": ["3", "1"], "index": [3, 1]}
-    assert whole[2] == {"x": [20], "y": ["2"], "index": [2]}
+    assert whole.__getitems__([3, 1]) == {"x": [30, 10], "y": ["3", "1"], "index": [3, 1], "epoch": 0}
+    assert whole[2] == {"x": [20], "y": ["2"], "index": [2], "epoch": 0}
 
 
 def test_columns_of_a_part(rows: datasets.Dataset) -> None:
     part = Columns(rows, np.array([7, 0, 4]))
     assert len(part) == 3
-    assert part.__getitems__([2, 0]) == {"x": [40, 70], "y": ["4", "7"], "index": [2, 0]}
-    assert part[1] == {"x": [0], "y": ["0"], "index": [1]}
+    assert part.__getitems__([2, 0]) == {"x": [40, 70], "y": ["4", "7"], "index": [2, 0], "epoch": 0}
+    assert part[1] == {"x": [0], "y": ["0"], "index": [1], "epoch": 0}
+
+
+def test_rows_are_told_the_epoch() -> None:
+    """Rows that differ from epoch to epoch see it in the numbers they are asked for, and `collate` in a column."""
+
+    class Epochs:
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, rows: Any) -> dict[str, list[Any]]:
+            return {"x": [(rows.epoch, row) for row in rows]}
+
+    for chosen, places in ((None, [2, 0]), (np.array([7, 0, 4]), [4, 7])):
+        batch = pickle.loads(pickle.dumps(RowNumbers([2, 0], 5)))  # as it comes to a worker
+        found = Columns(Epochs(), chosen).__getitems__(batch)
+        assert found == {"x": [(5, place) for place in places], "index": [2, 0], "epoch": 5}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

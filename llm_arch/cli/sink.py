@@ -1,0 +1,40 @@
+"""Where a verb writes its lines: the terminal, or a file that is complete or not there."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from llm_arch.types import UserError
+
+
+@contextmanager
+def sink(name: str | None) -> Iterator[TextIO]:
+    """A stream to write to.
+
+    Args:
+        name: a file, which appears once everything is written; None for the terminal.
+
+    Raises:
+        UserError: when the file's folder does not exist.
+    """
+    if name is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise UserError(f"--output {name}: the folder {path.parent} does not exist; make it first")
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

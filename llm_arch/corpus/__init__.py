@@ -1,0 +1,1 @@
+"""Large text, from files to packed token ids: numpy only."""

@@ -1,0 +1,1 @@
+"""Evaluation beyond a task's own metrics: what a trained model makes of texts."""

@@ -1,0 +1,139 @@
+"""Generated text against a plain loop over our own backbone and head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_arch.backbones.pretrained import Pretrained
+from llm_arch.backbones.recurrent import RecurrentEncoder
+from llm_arch.data.masked_tokens import MaskedTokenData
+from llm_arch.data.next_tokens import NextTokenData
+from llm_arch.heads.language_model import LanguageModel
+from llm_arch.heads.masked_language_model import MaskedLanguageModel
+from llm_arch.inference import load, save
+from llm_arch.inference.directory import Model
+from llm_arch.inference.generator import Generator
+from llm_arch.task import Task
+from llm_arch.types import LabelSpace, UserError
+
+PROMPTS = ["turn on the", "warm", "open the window in the kitchen and close the door of", "stop the music"]
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def make(folder: Path, tokenizer: str, backbone: str) -> Path:
+    torch.manual_seed(0)
+    task = Task(backbone, LanguageModel, LabelSpace(()))
+    for parameter in task.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0, 0.3)  # far apart: the likeliest token does not hang on rounding
+    return save(task, NextTokenData(tokenizer=tokenizer, max_length=32), folder)
+
+
+@pytest.fixture(scope="module", params=["tiny:gpt2", "tiny:llama"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: str) -> Model:
+    return load(make(tmp_path_factory.mktemp("generator") / "model", tokenizer, request.param))
+
+
+def by_hand(model: Model, prompt: str, count: int) -> list[int]:
+    """The likeliest token, again and again, with the whole text run anew each time."""
+    ids = list(model.data.encode([{"text": prompt}])[0]["input_ids"][0])
+    start = len(ids)
+    end = model.data.tokenizer.sep_token_id
+    for _ in range(count):
+        columns = {"input_ids": [ids], "token_type_ids": [None], "index": [0], "epoch": 0}
+        batch = model.data.collate(columns, labelled=False)
+        with torch.inference_mode():
+            ids.append(int(model.head(model.backbone(batch), batch)[-1].argmax()))
+        if ids[-1] == end:
+            break
+    return ids[start:]
+
+
+def test_greedy_is_a_plain_loop(model: Model) -> None:
+    found = Generator(model)(PROMPTS, max_new_tokens=8)
+    tokenizer = model.data.tokenizer
+    assert found == [tokenizer.decode(by_hand(model, p, 8), skip_special_tokens=True) for p in PROMPTS]
+    assert len(set(found)) > 1
+
+
+def test_batch_mates_do_not_matter(model: Model) -> None:
+    generator = Generator(model)
+    alone = [generator(prompt, max_new_tokens=6)[0] for prompt in PROMPTS]
+    assert generator(PROMPTS, max_new_tokens=6, batch_size=2) == alone
+    assert generator(PROMPTS, max_new_tokens=6, batch_size=4) == alone
+
+
+def test_streaming_gives_the_same_text_in_pieces(model: Model) -> None:
+    generator = Generator(model)
+    pieces: list[str] = []
+    text = generator.stream(PROMPTS[0], pieces.append, max_new_tokens=10)
+    assert text == generator(PROMPTS[0], max_new_tokens=10)[0]
+    assert "".join(pieces).strip() == text.strip()
+    assert len([piece for piece in pieces if piece]) > 1
+
+
+def test_the_model_is_left_as_it_was(model: Model) -> None:
+    backbone = model.backbone
+    assert isinstance(backbone, Pretrained)
+    columns = {"input_ids": [[101, 2005, 2006]], "token_type_ids": [None], "index": [0], "epoch": 0}
+    batch = model.data.collate(columns, labelled=False)
+    with torch.no_grad():
+        before = backbone(batch).last_TD
+    weights = {name: value.data_ptr() for name, value in backbone.named_parameters()}
+    backbone.train()
+    Generator(model)(PROMPTS, max_new_tokens=2)
+    assert backbone.model.training
+    backbone.eval()
+    assert {name: value.data_ptr() for name, value in backbone.named_parameters()} == weights
+    assert all(value.requires_grad for value in backbone.parameters())
+    with torch.no_grad():
+        assert torch.equal(backbone(batch).last_TD, before)
+
+
+def test_sampling_repeats_with_its_seed(model: Model) -> None:
+    generator, found = Generator(model), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(generator(PROMPTS, max_new_tokens=8, do_sample=True, temperature=2.0))
+    assert found[0] == found[1] != found[2]
+
+
+def test_beams(model: Model) -> None:
+    assert len(Generator(model)(PROMPTS, max_new_tokens=4, num_beams=2)) == len(PROMPTS)
+    with pytest.raises(UserError, match="can't be streamed from several beams"):
+        Generator(model).stream("warm", lambda piece: None, num_beams=2)
+
+
+def test_the_context_is_a_limit(model: Model) -> None:
+    context = model.backbone.max_length
+    assert context is not None
+    model.data.max_length = 10**6
+    try:
+        with pytest.raises(UserError, match=f"holds {context}, which leaves no room"):
+            Generator(model)("warm " * 200)
+    finally:
+        model.data.max_length = 32
+    with pytest.raises(UserError, match="max_new_tokens must be at least 1"):
+        Generator(model)("warm", max_new_tokens=0)
+
+
+def test_models_that_do_not_generate(tmp_path: Path, tokenizer: str) -> None:
+    task = Task("tiny:bert", MaskedLanguageModel, LabelSpace(()))
+    masked = save(task, MaskedTokenData(tokenizer=tokenizer, max_length=32), tmp_path / "masked")
+    with pytest.raises(UserError, match="a MaskedLanguageModel, which does not generate"):
+        Generator(masked)
+    lstm = RecurrentEncoder(tokenizer, hidden_size=8, bidirectional=False)
+    task = Task(lstm, LanguageModel, LabelSpace(()))
+    recurrent = save(task, NextTokenData(tokenizer=tokenizer, max_length=32), tmp_path / "lstm")
+    with pytest.raises(UserError, match="a RecurrentEncoder only tells the next token"):
+        Generator(recurrent)
