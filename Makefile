@@ -1,13 +1,15 @@
 # make install   a virtual environment with everything
 # make demo      train on embedded smart-home commands, before/after table, two predictions
+# make demo-pretrain   from raw text: tokenizer, store, language model, generated text, a fine-tune from the result
 # make test      lint, types, tests
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
+PRETRAIN ?= runs/pretrain
 
-.PHONY: install demo test lint types pytest clean
+.PHONY: install demo demo-pretrain test lint types pytest clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +22,15 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/llm-arch fit -c task/text_classification --output $(OUTPUT) --overwrite
 	$(BIN)/llm-arch predict --model $(OUTPUT)/model --text 'make the bedroom a bit brighter' 'how warm is it in the kitchen'
+
+demo-pretrain: install
+	$(BIN)/llm-arch tokenizer --input stdlib:docs --kind bpe --vocabulary 4096 --output $(PRETRAIN)/tokenizer --overwrite
+	$(BIN)/llm-arch prepare --input stdlib:docs --tokenizer $(PRETRAIN)/tokenizer --output $(PRETRAIN)/store --overwrite
+	$(BIN)/llm-arch fit -c pretrain/clm --data.train $(PRETRAIN)/store --data.tokenizer null --data.max_length 256 \
+		--data.max_tokens 2048 --trainer.max_steps 100 --output $(PRETRAIN)/language_model --overwrite
+	$(BIN)/llm-arch generate --model $(PRETRAIN)/language_model/model --prompt 'Return the' 'If the' --temperature 0.7
+	$(BIN)/llm-arch fit -c task/text_classification --model.backbone $(PRETRAIN)/language_model/model \
+		--trainer.max_epochs 1 --output $(PRETRAIN)/tuned --overwrite
 
 test: lint types pytest
 

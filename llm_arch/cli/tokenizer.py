@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--special-tokens", nargs="+", default=[], metavar="TOKEN", help="more tokens that are never split"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer that lies in the output")
     return parser
 
 
@@ -69,7 +70,7 @@ def run(arguments: list[str]) -> None:
     from llm_arch.corpus.tokenizer_training import check_free, save_tokenizer, train_tokenizer
 
     output = Path(options.output)
-    check_free(output)
+    check_free(output, overwrite=options.overwrite)
     held_out: list[str] = []
     first: list[str] = []
     tokenizer = train_tokenizer(
@@ -80,7 +81,7 @@ def run(arguments: list[str]) -> None:
         min_frequency=options.min_frequency,
         special_tokens=options.special_tokens,
     )
-    save_tokenizer(tokenizer, output)
+    save_tokenizer(tokenizer, output, overwrite=options.overwrite)
     _say(options, tokenizer, fertility(tokenizer, held_out or first), bool(held_out))
 
 

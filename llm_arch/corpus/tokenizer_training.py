@@ -30,6 +30,8 @@ from llm_arch.types import UserError
 
 Kind = Literal["wordpiece", "bpe", "unigram"]
 
+# What a tokenizer's directory may hold; a tokenizer never takes the place of anything else.
+_TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _AT_ONCE = 256  # texts handed over together
 # What BERT takes for a word by itself, by blocks of Unicode.
 _CHINESE = re.compile(
@@ -244,17 +246,24 @@ def _wrapped(tokenizer: Tokenizer, kind: Kind, specials: _Specials, more: Sequen
     )
 
 
-def save_tokenizer(tokenizer: Any, directory: Path) -> None:
+def save_tokenizer(tokenizer: Any, directory: Path, *, overwrite: bool = False) -> None:
     """Write a tokenizer's directory all or nothing.
+
+    Args:
+        tokenizer: what `train_tokenizer` made.
+        directory: where it goes.
+        overwrite: replace a tokenizer that lies there.
 
     Raises:
         UserError: when something is there already, or it can't be written.
     """
-    check_free(directory)
+    check_free(directory, overwrite=overwrite)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         tokenizer.save_pretrained(temporary)
+        if overwrite:
+            shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)  # takes the place of an empty folder
     except OSError as error:
         raise UserError(f"{directory} can't be written: {error.strerror or error}") from error
@@ -262,7 +271,13 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_free(directory: Path) -> None:
-    """Raise UserError when something is there that writing would replace."""
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+def check_free(directory: Path, *, overwrite: bool = False) -> None:
+    """Raise UserError when something is there that writing would replace; with `overwrite`, more than a tokenizer."""
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if overwrite and names and (others := names - _TOKENIZER_FILES):
+        raise UserError(
+            f"{directory} holds more than a tokenizer ({min(others)}), which --overwrite does not remove; "
+            "name another directory"
+        )
+    if directory.is_file() or (names and not overwrite):
         raise UserError(f"{directory} already exists; name another directory, or remove it first")

@@ -67,6 +67,14 @@ def test_options_reach_the_training(tokenizer_verb: Any) -> None:
     assert numbers(done.out)["documents"] == "3"
 
 
+def test_an_older_tokenizer_is_replaced_when_asked(tokenizer_verb: Any) -> None:
+    for size, more in (("300", ()), ("320", ("--overwrite",))):
+        done = tokenizer_verb("--input", "corpus", "--vocabulary", size, "--output", "out", *more)
+        assert done.code == 0, done.err
+        assert len(load_tokenizer("out")) <= int(size)
+    assert len(load_tokenizer("out")) > 300
+
+
 def test_a_document_may_be_a_paragraph_or_a_file(tokenizer_verb: Any) -> None:
     for unit, count in (("line", "3"), ("file", "1")):
         arguments = ("--input", "corpus/a.txt", "corpus/b.txt", "--documents", unit, "--vocabulary", "300")
@@ -89,6 +97,8 @@ def test_wrong_input(tokenizer_verb: Any) -> None:
     assert sentence("--input", "nope.txt").startswith("nope.txt: no such file or folder")
     assert sentence("--input", "empty.txt") == "there is no text to train a tokenizer on; name files with text in them"
     assert sentence("--output", "taken") == "taken already exists; name another directory, or remove it first"
+    more = ("--input", "corpus", "--vocabulary", "300", "--output", "taken", "--overwrite")
+    assert tokenizer_verb(*more).sentence.startswith("taken holds more than a tokenizer (")
     assert sentence("--vocabulary", "20") == (
         "a bpe vocabulary has at least 259 tokens, one for every byte, got 20; take a larger one"
     )
