@@ -107,7 +107,7 @@ def test_every_config_says_what_it_is_for() -> None:
 
 
 def test_all_are_covered() -> None:
-    assert set(NAMES) == set(TASKS) | set(OVERLAYS) | ELSEWHERE
+    assert set(NAMES) == set(TASKS) | set(PRETRAINING) | set(OVERLAYS) | ELSEWHERE
     assert configs.names() == NAMES
 
 

@@ -16,7 +16,9 @@ from llm_arch.backbones.presets import is_preset
 from llm_arch.cli import output, report
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.data.module import DataModule
+from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.inference.directory import save
+from llm_arch.locate import locate
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import UserError
@@ -116,12 +118,29 @@ class FitRun:
         config.trainer.default_root_dir = str(self.where)
         if config.trainer.get("enable_progress_bar") is None and not self.console.is_terminal:
             config.trainer.enable_progress_bar = False
-        if config.data.init_args.get("tokenizer") is None:
-            config.data.init_args.tokenizer = _tokenizer_name(config)
+        config.data.init_args.tokenizer = self._tokenizer(config)
         loggers = config.trainer.get("logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if getattr(logger, "class_path", "").endswith("WandbLogger"):
                 self._complete_wandb(logger.init_args)
+
+    def _tokenizer(self, config: Any) -> str | None:
+        """What the data is given, else what goes with the backbone; refused where the two do not agree."""
+        given, own = config.data.init_args.get("tokenizer"), _tokenizer_name(config)
+        if given is None or own is None or given == own:
+            return given or own
+        if given.startswith("trained:"):
+            self.console.print(f"tokenizer: that of {own}, as the backbone was trained with it", highlight=False)
+            return own
+        if (Path(locate(own)) / "tokenizer.json").is_file():
+            ours, theirs = (load_tokenizer(name).get_vocab() for name in (given, own))
+            other = next((token for token, number in theirs.items() if ours.get(token) != number), None)
+            if other is not None:
+                raise UserError(
+                    f"data.tokenizer {given} is not the one that the backbone {own} was trained with (they differ in "
+                    f"the token {other!r}); leave it out, or set it to null, to take the backbone's own"
+                )
+        return given
 
     def _complete_wandb(self, arguments: Any) -> None:
         """A run of its own in the output directory, continued when the run is resumed."""

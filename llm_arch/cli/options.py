@@ -1,4 +1,4 @@
-"""Options of the verbs but `fit`; most take a trained model."""
+"""Options of the verbs but `fit`; most take a trained model, some a corpus."""
 
 from __future__ import annotations
 
@@ -23,6 +23,29 @@ def model_parser(program: str, description: str) -> argparse.ArgumentParser:
         metavar="MODULE",
         help="allow a module of your own that the model was trained with",
     )
+    return parser
+
+
+def corpus_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options of verbs that read text without labels."""
+    parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="text files, .jsonl or .parquet with a text column, any of them compressed (.gz, .zst, .bz2, .xz), "
+        "folders of them or of source code, globs, hub:NAME[:CONFIG][:SPLIT], or stdlib (stdlib:source, stdlib:docs): "
+        "Python's own library",
+    )
+    parser.add_argument(
+        "--documents",
+        choices=("auto", "line", "block", "file"),
+        default="auto",
+        help="what a document of a text file is: a line, what lies between blank lines, or all of it; auto (the "
+        "default) is a line of a .txt file and all of any other",
+    )
+    parser.add_argument("--column", default="text", metavar="NAME", help="column of the text in rows (default: text)")
     return parser
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_arch.cli.options import parse
+from llm_arch.cli.options import corpus_parser, parse
 from llm_arch.types import UserError
 
 if TYPE_CHECKING:
@@ -21,31 +21,13 @@ _SHORT = 24  # tokens a document, below which blank lines may be what separates 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = corpus_parser(
         "llm-arch prepare",
-        description="Encode text once, on all cores, into a memory-mapped corpus store for pretraining. After a kill "
+        "Encode text once, on all cores, into a memory-mapped corpus store for pretraining. After a kill "
         "the same command goes on where it stopped; nothing is lost or doubled.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="text files, .jsonl or .parquet with a text column, any of them compressed (.gz, .zst, .bz2, .xz), "
-        "folders of them or of source code, globs, hub:NAME[:CONFIG][:SPLIT], or stdlib (stdlib:source, stdlib:docs): "
-        "Python's own library",
     )
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="a directory with a fast one, or a hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="the store's directory")
-    parser.add_argument(
-        "--documents",
-        choices=("auto", "line", "block", "file"),
-        default="auto",
-        help="what a document of a text file is: a line, what stands between blank lines, or all of it; auto (the "
-        "default) is a line of a .txt file and all of any other",
-    )
-    parser.add_argument("--column", default="text", help="where rows have their text (the default: text)")
     parser.add_argument(
         "--deduplicate",
         choices=("none", "exact", "near"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_arch.cli.options import parse
+from llm_arch.cli.options import corpus_parser, parse
 
 if TYPE_CHECKING:
     from llm_arch.corpus.fertility import Fertility
@@ -20,19 +20,10 @@ _HELD_OUT_CHARACTERS = 2_000_000
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = corpus_parser(
         "llm-arch tokenizer",
-        description="Train a tokenizer on text of your own, for pretraining. What comes out is a fast tokenizer of "
+        "Train a tokenizer on text of your own, for pretraining. What comes out is a fast tokenizer of "
         "transformers: name its directory with --tokenizer or --data.tokenizer.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="text files, .jsonl or .parquet with a text column, any of them compressed, folders, globs, hub:NAME, or "
-        "stdlib: source and documentation of Python's own library",
     )
     parser.add_argument(
         "--kind",
@@ -43,14 +34,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--vocabulary", type=int, required=True, metavar="N", help="tokens, special ones included")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new directory; all or nothing")
-    parser.add_argument(
-        "--documents",
-        choices=("auto", "line", "block", "file"),
-        default="auto",
-        help="what a document of a text file is: a line, what lies between blank lines, or the file (default: auto, a "
-        "line of .txt files and all of others)",
-    )
-    parser.add_argument("--column", default="text", metavar="NAME", help="column of the text in rows (default: text)")
     parser.add_argument("--lowercase", action="store_true", help="read capitals as small letters")
     parser.add_argument(
         "--min-frequency", type=int, metavar="N", help="how often a pair must occur to be joined (2; not for unigram)"

@@ -76,11 +76,6 @@ def cached_tokenizer(name: str, source: str, root: Path, *, unit: Unit, column: 
             f"data.tokenizer is {name!r}; to train one write trained:KIND:SIZE with a kind out of "
             f"{', '.join(get_args(Kind))}, such as trained:bpe:8192"
         )
-    if is_store(source):
-        raise UserError(
-            f"{source} is a store of tokens, and no tokenizer can be trained on that; leave data.tokenizer out to "
-            f"take the store's own"
-        )
     home = root / "tokenizers"
     key = key_of({"tokenizer": [_VERSION, kind, int(size), source, fingerprint(parts_of([source], unit)), column]})
     home.mkdir(parents=True, exist_ok=True)

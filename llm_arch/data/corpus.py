@@ -47,7 +47,7 @@ class CorpusData(DataModule):
         text_column: where the text stands in .jsonl, .parquet and hub sets, and in rows to predict.
         deduplicate: remove documents of equal text (`exact`), or those too that resemble an earlier one (`near`).
         tokenizer: as for all data; `trained:KIND:SIZE`, such as `trained:bpe:8192`, trains one on the training corpus
-            (wordpiece, bpe or unigram) and keeps it in the cache. None takes the store's own.
+            (wordpiece, bpe or unigram) and keeps it in the cache. A store always has its own, which None takes too.
         max_length: longest piece in tokens, special tokens included.
         batch_size: pieces a micro-batch at most; None, for no limit, packs batches by `max_tokens` alone.
         max_tokens: tokens a micro-batch at most.
@@ -134,6 +134,8 @@ class CorpusData(DataModule):
         if name is not None and cache.is_to_train(name):
             if train is None:
                 raise UserError(f"data.tokenizer is {name!r}, but there is no data.train to train it on")
+            if cache.is_store(train):  # its text is gone, and its tokens are of a tokenizer already
+                return load_tokenizer(str(shards.Store.open(train).tokenizer))
             name = str(cache.cached_tokenizer(name, train, self.cache, unit=self.documents, column=self.text_column))
         if name is None:
             stores = [source for source in self.sources.values() if cache.is_store(source)]
