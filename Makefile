@@ -26,8 +26,9 @@ demo: install
 demo-pretrain: install
 	$(BIN)/llm-arch tokenizer --input stdlib:docs --kind bpe --vocabulary 4096 --output $(PRETRAIN)/tokenizer --overwrite
 	$(BIN)/llm-arch prepare --input stdlib:docs --tokenizer $(PRETRAIN)/tokenizer --output $(PRETRAIN)/store --overwrite
-	$(BIN)/llm-arch fit -c pretrain/clm --data.train $(PRETRAIN)/store --data.max_length 256 \
-		--data.max_tokens 2048 --trainer.max_steps 100 --output $(PRETRAIN)/language_model --overwrite
+	$(BIN)/llm-arch fit -c pretrain/clm --data.train $(PRETRAIN)/store --data.max_length 256 --data.max_tokens 1024 \
+		--model.backbone mini:llama --model.optimizer llm_arch.optim.Muon --model.optimizer.lr 6e-3 \
+		--model.learning_rate null --trainer.max_steps 200 --output $(PRETRAIN)/language_model --overwrite
 	$(BIN)/llm-arch generate --model $(PRETRAIN)/language_model/model --prompt 'Return the' 'If the' --temperature 0.7
 	$(BIN)/llm-arch fit -c task/text_classification --model.backbone $(PRETRAIN)/language_model/model \
 		--trainer.max_epochs 1 --output $(PRETRAIN)/tuned --overwrite
