@@ -39,6 +39,8 @@ def finished(output: Path, plan: dict[str, Any]) -> Store | None:
         return None
     store = Store.open(output)
     if store.manifest["plan"] == plan:
+        for left in output.glob("*.documents"):  # by a kill between the end of the store and this
+            left.unlink()
         return store
     raise UserError(
         f"{output} holds a store with {difference(store.manifest['plan'], plan)}; "

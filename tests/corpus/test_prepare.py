@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -235,10 +236,12 @@ def test_a_stop_anywhere_changes_nothing(
 
 
 def test_a_real_process_killed_at_random(corpus: Path, tokenizer: Any) -> None:
-    prepare(INPUTS, tokenizer, "whole", **PREPARE)
+    started = time.perf_counter()
+    prepare(INPUTS, tokenizer, "whole", **PREPARE | {"workers": 2})
+    whole = time.perf_counter() - started
     generator = random.Random(0)
-    kills, longest = 0, 0.2
-    while True:
+    kills = 0
+    for attempt in range(40):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: the child starts processes
             child = os.fork()
@@ -247,16 +250,28 @@ def test_a_real_process_killed_at_random(corpus: Path, tokenizer: Any) -> None:
                 prepare(INPUTS, tokenizer, "store", **PREPARE | {"workers": 2})
             finally:
                 os._exit(0 if Path("store/manifest.json").exists() else 1)
-        if kills < 5:
-            time.sleep(generator.random() * longest)
+        if kills < 4:
+            time.sleep(generator.random() * whole)
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
-        if status == 0:
+        if status == 0 and kills >= 4:
             break
+        if status == 0:  # done before the kill: from the start again
+            assert content(corpus / "store") == content(corpus / "whole"), attempt
+            shutil.rmtree("store")
+            continue
         assert os.WIFSIGNALED(status)
-        kills, longest = kills + 1, longest + 0.1
-    assert kills >= 3
+        kills += 1
+    assert kills == 4
     assert content(corpus / "store") == content(corpus / "whole")
+
+
+def test_a_kill_just_before_the_end_leaves_nothing(corpus: Path, tokenizer: Any) -> None:
+    prepare(INPUTS, tokenizer, "store", **PREPARE)
+    before = content(corpus / "store")
+    (corpus / "store" / "00000.documents").write_bytes(bytes(24))  # what the end of the work removes last
+    prepare(INPUTS, tokenizer, "store", **PREPARE)
+    assert content(corpus / "store") == before
 
 
 def test_a_full_disk_stops_cleanly(corpus: Path, tokenizer: Any) -> None:
