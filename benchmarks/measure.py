@@ -230,7 +230,7 @@ def write_results(
         name: the name of the benchmark.
         payload: the measurements as JSON-able values; a dataclass such as `Spread` is written as its fields.
         table_markdown: the table (and any text) for readers.
-        data_directory: the data directory, which the command line shows as `DIR`.
+        data_directory: the data directory, shown as `DIR`.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     date, command = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), command_line(data_directory)
@@ -238,6 +238,8 @@ def write_results(
     record = {"name": name, "date": date, "command": command, "machine": hardware, "versions": software}
     json_path, markdown_path = RESULTS / f"{name}.json", RESULTS / f"{name}.md"
     text = json.dumps(record | {"results": dict(payload)}, indent=2, ensure_ascii=False, default=_jsonable)
+    if data_directory is not None:  # a path of this machine
+        text = text.replace(json.dumps(str(data_directory)), '"DIR"')
     json_path.write_text(text + "\n", encoding="utf-8")
     bf16 = "native bf16" if hardware["native_bf16"] else "no native bf16"
     libraries = ", ".join(f"{key} {value}" for key, value in software.items() if value and key != "git")

@@ -132,7 +132,7 @@ def write(found: dict[int, Run], options: argparse.Namespace) -> None:
         lines += ["| shape | optimizer | learning rate | loss |", "|---|---|---|---|"]
         lines += [f"| {t['shape']} | {t['optimizer']} | {t['learning_rate']:g} | {t['loss']:.4f} |" for t in TRIED]
     name = f"pretrain_shakespeare_{options.what}" + ("" if options.part == "val" else "_dev")
-    chosen = {key: value for key, value in vars(options).items() if key != "data"}  # a path of this machine
+    chosen = vars(options)
     payload = {
         "runs": {str(seed): done.summary() for seed, done in found.items()},
         "options": chosen,
