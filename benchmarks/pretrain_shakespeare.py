@@ -132,10 +132,9 @@ def write(found: dict[int, Run], options: argparse.Namespace) -> None:
         lines += ["| shape | optimizer | learning rate | loss |", "|---|---|---|---|"]
         lines += [f"| {t['shape']} | {t['optimizer']} | {t['learning_rate']:g} | {t['loss']:.4f} |" for t in TRIED]
     name = f"pretrain_shakespeare_{options.what}" + ("" if options.part == "val" else "_dev")
-    chosen = vars(options)
     payload = {
         "runs": {str(seed): done.summary() for seed, done in found.items()},
-        "options": chosen,
+        "options": vars(options),
         "tried": TRIED if options.what == "budget" else (),
     }
     write_results(name, payload, "\n".join(lines), data_directory=options.data)
