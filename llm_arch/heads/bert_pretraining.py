@@ -7,7 +7,6 @@ Legend: B sequences (pairs), M masked cells, D hidden size, C classes of pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,24 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
+from llm_arch.heads.labels import LabelPrediction
 from llm_arch.heads.language import MaskedHead, new_linear
 from llm_arch.heads.vocabulary import LanguageModelMetrics
 from llm_arch.types import Batch, Hidden, LabelSpace, Loss, Prediction, UserError
-
-
-@dataclass(frozen=True)
-class PairPrediction(Prediction):
-    """How the two texts of a row belong together.
-
-    Attributes:
-        label: the most probable label.
-        score: its probability.
-        scores: probability of every label.
-    """
-
-    label: str
-    score: float
-    scores: dict[str, float]
 
 
 class BertPretraining(MaskedHead):
@@ -97,7 +82,7 @@ class BertPretraining(MaskedHead):
         for index, row in zip(batch.index.tolist(), logits.float().softmax(1).tolist(), strict=True):
             scores = dict(zip(self.label_space.names, row, strict=True))
             label = max(scores, key=scores.__getitem__)
-            found.append(PairPrediction(index, label, scores[label], scores))
+            found.append(LabelPrediction(index, label, scores[label], scores))
         return found
 
 

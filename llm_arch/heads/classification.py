@@ -12,24 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchmetrics import Metric
 
+from llm_arch.heads.labels import LabelPrediction as LabelPrediction  # users find it beside the other
 from llm_arch.heads.metrics import ClassificationMetrics
 from llm_arch.heads.weights import ClassWeights, weights_of
 from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
-
-
-@dataclass(frozen=True)
-class LabelPrediction(Prediction):
-    """A single label with its probability, and every label's.
-
-    Attributes:
-        label: the most probable label.
-        score: its probability.
-        scores: probability of every label.
-    """
-
-    label: str
-    score: float
-    scores: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForPreTraining
 
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.data.collate import flat_batch
-from llm_arch.heads.bert_pretraining import BertPretraining, PairPrediction
+from llm_arch.heads.bert_pretraining import BertPretraining
+from llm_arch.heads.labels import LabelPrediction
 from llm_arch.task import Task
 from llm_arch.types import Batch, LabelSpace, UserError
 
@@ -127,7 +128,7 @@ def test_predictions_are_of_pairs(model: Any, task: Task) -> None:
     found = task.head.decode(task(batch), batch)
     assert [p.index for p in found] == [10, 11, 12]
     for prediction, chance in zip(found, chances, strict=True):
-        assert isinstance(prediction, PairPrediction)
+        assert isinstance(prediction, LabelPrediction)
         assert list(prediction.scores) == ["next", "random"]
         assert list(prediction.scores.values()) == pytest.approx(chance, rel=1e-4)
         assert prediction.score == max(prediction.scores.values())
