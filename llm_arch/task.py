@@ -146,6 +146,8 @@ class Task(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check what only model and data together can tell, before training and before measuring."""
         data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, HasTexts):
+            self.head.read_as(data.detokenize)
         added = getattr(data, "vocabulary", None)
         if added is not None and added > self.backbone.embeddings.num_embeddings:
             raise UserError(
@@ -244,11 +246,16 @@ class Task(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch."""
-        loss, counted = self.head.evaluate(self.backbone(batch), batch)
+        self._count(batch, final=False)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count one batch."""
+        self._count(batch, final=True)
+
+    def _count(self, batch: Batch, final: bool) -> None:
+        loss, counted = self.head.evaluate(self.backbone(batch), batch, final=final)
         self.evaluated.update(*counted)
         self.evaluated_loss.update(loss.mean, loss.denominator)
-
-    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Let the head tune its decision, then log `val/loss` and `val/<metric>`."""
@@ -272,6 +279,15 @@ class Task(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """Typed predictions of one batch; `llm_arch.inference.predict` puts those of all batches in input order."""
         return self.head.decode(self(batch), batch)
+
+
+@runtime_checkable
+class HasTexts(Protocol):
+    """A data module that can turn token ids into texts."""
+
+    def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each row."""
+        ...
 
 
 @runtime_checkable

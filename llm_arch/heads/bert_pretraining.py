@@ -52,7 +52,7 @@ class BertPretraining(MaskedHead):
         """The masked tokens' sum, plus the pairs' mean times the number of masked tokens."""
         return self._with_pairs(self.token_loss(hidden, batch), self(hidden, batch), batch)
 
-    def evaluate(self, hidden: Hidden, batch: Batch) -> tuple[Loss, tuple[Any, ...]]:
+    def evaluate(self, hidden: Hidden, batch: Batch, *, final: bool = False) -> tuple[Loss, tuple[Any, ...]]:
         """The loss, and what the metrics count."""
         masked, counted = super().evaluate(hidden, batch)
         logits_BC = self(hidden, batch)

@@ -156,7 +156,7 @@ class VocabularyHead(Head):
         """Cross-entropy summed over the cells that count, over their number."""
         return self.token_loss(hidden, batch)
 
-    def evaluate(self, hidden: Hidden, batch: Batch) -> tuple[Loss, tuple[Any, ...]]:
+    def evaluate(self, hidden: Hidden, batch: Batch, *, final: bool = False) -> tuple[Loss, tuple[Any, ...]]:
         """The loss, without gradients, and what the metrics count, from one pass over the vocabulary."""
         nll_M, right_M = self.token_scores(hidden, batch)
         return Loss(nll_M.sum(), float(len(nll_M))), (nll_M, right_M, batch.labels.get("text_bytes"))
