@@ -12,6 +12,9 @@ No set is shipped. Fetch them from the sources named in `SOURCES` into one direc
     DIR/xquad/xquad.en.json
     DIR/wikitext2/{valid,test}.txt
     DIR/tiny_shakespeare/input.txt
+    DIR/multi30k/{train,val,test_2016_flickr}.{en,de}.gz
+    DIR/scitldr_A/{train,dev,test}.jsonl
+    DIR/dailydialog/{1k_dialogues_text_En,en_dev_human,en_test_human}.txt
 
 and pass it to a benchmark as `--data DIR`, or set the environment variable LLM_ARCH_DATA.
 """
@@ -19,6 +22,7 @@ and pass it to a benchmark as `--data DIR`, or set the environment variable LLM_
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import random
@@ -176,6 +180,43 @@ SOURCES: dict[str, Source] = {
         rows={"train": 40001},
         encoding="utf-8",
     ),
+    # English and German; the file of the other language lies beside.
+    "multi30k": Source(
+        folder="multi30k",
+        url="https://github.com/multi30k/dataset",
+        commit="a3d2e0d26b56f3846f66a952536ffed4e401d05a",
+        licence="research use; captions under the terms of Flickr30k",
+        citation="Elliott et al. 2016, Multi30K: Multilingual English-German Image Descriptions, VL",
+        files={"train": "train.en.gz", "validation": "val.en.gz", "test": "test_2016_flickr.en.gz"},
+        rows={"train": 29000, "validation": 1014, "test": 1000},
+        encoding="utf-8",
+    ),
+    "scitldr": Source(
+        folder="scitldr_A",
+        url="https://github.com/allenai/scitldr",
+        commit="5ccad9c00a60ad75c9e04abf7f27d0f53f983b20",
+        licence="Apache-2.0",
+        citation="Cachola et al. 2020, TLDR: Extreme Summarization of Scientific Documents, Findings of EMNLP",
+        files={"train": "train.jsonl", "validation": "dev.jsonl", "test": "test.jsonl"},
+        rows={"train": 1992, "validation": 619, "test": 618},
+        encoding="utf-8",
+    ),
+    # The training part is the thousand dialogues that its authors labelled.
+    "dailydialog": Source(
+        folder="dailydialog",
+        url="https://github.com/liuzeming01/XDailyDialog",
+        commit="6e7ecf54c9f169215b4b8c18995c7aac74117127",
+        licence="CC-BY-NC-SA-4.0",
+        citation="Li et al. 2017, DailyDialog: A Manually Labelled Multi-turn Dialogue Dataset, IJCNLP; files of Liu "
+        "et al. 2023, XDailyDialog, ACL",
+        files={
+            "train": "1k_dialogues_text_En.txt",
+            "validation": "en_dev_human.txt",
+            "test": "en_test_human.txt",
+        },
+        rows={"train": 1000, "validation": 995, "test": 996},
+        encoding="utf-8",
+    ),
 }
 
 
@@ -310,6 +351,30 @@ def _read_squad(path: Path, encoding: str) -> list[Row]:
     return rows
 
 
+def _read_translations(path: Path, encoding: str) -> list[Row]:
+    """A sentence a line, and its German translation in the same line of the other file."""
+    other = path.with_name(path.name.replace(".en.", ".de."))
+    texts = [gzip.decompress(one.read_bytes()).decode(encoding).splitlines() for one in (path, other)]
+    return [{"source": a.strip(), "target": b.strip()} for a, b in zip(*texts, strict=True)]
+
+
+def _read_summaries(path: Path, encoding: str) -> list[Row]:
+    """The sentences of an abstract joined, and its summaries; the first is what is learnt."""
+    rows = _read_jsonl(path, encoding)
+    return [
+        {"source": " ".join(row["source"]), "target": row["target"][0].strip(), "targets": row["target"]}
+        for row in rows
+    ]
+
+
+def _read_dialogues(path: Path, encoding: str) -> list[Row]:
+    """Turns of two speakers, parted by a mark; labels may follow behind a tab."""
+    lines = [line for line in path.read_text(encoding=encoding).split("\n") if line.strip()]
+    return [
+        {"messages": [turn.strip() for turn in line.split("\t")[0].split("__eou__") if turn.strip()]} for line in lines
+    ]
+
+
 _READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     "sst2": _read_labelled_lines,
     "trec": _read_labelled_lines,
@@ -321,4 +386,7 @@ _READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     "xquad": _read_squad,
     "wikitext2": _read_lines,
     "tiny_shakespeare": _read_lines,
+    "multi30k": _read_translations,
+    "scitldr": _read_summaries,
+    "dailydialog": _read_dialogues,
 }

@@ -25,7 +25,7 @@ from llm_arch.gradients import clip_gradients, clip_values, scale_gradients
 from llm_arch.optim import make_embeddings_sparse, parameter_groups
 from llm_arch.schedules import Linear, Schedule
 from llm_arch.seeding import mix, run_seed
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, LossTerm, Pooling, Prediction, UserError
+from llm_arch.types import Backbone, Batch, Detokenizer, Head, Hidden, LabelSpace, Loss, LossTerm, Pooling, Prediction, UserError
 
 # The best learning rate falls with the width (µP; Yang et al. 2022). 1e-4 at 384 is a compromise between validation
 # rows: of 1e-4 and 2e-4 the first was better on SST-2, the second on Banking77. It makes 5e-5 at 768.
@@ -146,8 +146,9 @@ class Task(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check what only model and data together can tell, before training and before measuring."""
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, HasTexts):
-            self.head.read_as(data.detokenize)
+        if isinstance(data, WritesTexts):
+            data.suit(self.backbone)
+            self.head.read_as(data.detokenizer)
         added = getattr(data, "vocabulary", None)
         if added is not None and added > self.backbone.embeddings.num_embeddings:
             raise UserError(
@@ -282,11 +283,16 @@ class Task(L.LightningModule):
 
 
 @runtime_checkable
-class HasTexts(Protocol):
-    """A data module that can turn token ids into texts."""
+class WritesTexts(Protocol):
+    """A data module whose rows hold texts to write."""
 
-    def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row."""
+    @property
+    def detokenizer(self) -> Detokenizer:
+        """How tokens become texts."""
+        ...
+
+    def suit(self, backbone: Backbone) -> None:
+        """Make batches as the backbone reads them."""
         ...
 
 

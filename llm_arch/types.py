@@ -246,6 +246,23 @@ class Prediction:
         return {k: v for k, v in asdict(self).items() if k != "index"}
 
 
+@dataclass(frozen=True)
+class Detokenizer:
+    """How data that is to be written turns tokens into texts.
+
+    Attributes:
+        decode: token ids of some texts → the texts, special tokens left out.
+        end: the tokens that end a text.
+        pad: a token to fill up with.
+        language: code of the language of the texts.
+    """
+
+    decode: Callable[[Sequence[Sequence[int]]], list[str]]
+    end: tuple[int, ...]
+    pad: int
+    language: str = "en"
+
+
 class Configured:
     """Remembers the arguments a part was built with, so that a model directory can name it and build it again."""
 
@@ -394,8 +411,8 @@ class Head(Configured, nn.Module, ABC):
     def bind(self, backbone: Backbone) -> None:  # noqa: B027 - a hook: most heads need no more than the hidden size
         """Called once with the backbone, for heads that read its pooling or share its embeddings."""
 
-    def read_as(self, detokenize: Callable[[Sequence[Sequence[int]]], list[str]]) -> None:  # noqa: B027 - a hook
-        """Called before a run with how the data turns token ids into texts, for heads whose metrics count texts."""
+    def read_as(self, detokenizer: Detokenizer) -> None:  # noqa: B027 - a hook
+        """Called before a run with how the data turns tokens into texts, for heads that write and measure texts."""
 
     @abstractmethod
     def forward(self, hidden: Hidden, batch: Batch) -> Tensor:

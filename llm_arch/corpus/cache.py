@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -68,6 +69,24 @@ def cached_tokenizer(name: str, source: str, root: Path, *, unit: Unit, column: 
     Raises:
         UserError: when the name asks for no kind that there is, or the corpus is not text any more.
     """
+    made_of = [source, fingerprint(parts_of([source], unit)), column]
+    return trained_on(
+        name, made_of, lambda: (document.text for document in documents([source], unit, column=column)), root
+    )
+
+
+def trained_on(name: str, made_of: list[Any], texts: Callable[[], Iterable[str]], root: Path) -> Path:
+    """The directory of a tokenizer trained on some texts, trained first when there is none.
+
+    Args:
+        name: `trained:KIND:SIZE`.
+        made_of: what tells these texts from all others, JSON-able.
+        texts: gives them.
+        root: folder of the cache.
+
+    Raises:
+        UserError: when the name asks for no kind that there is.
+    """
     from llm_arch.data.store import key_of
 
     kind, _, size = name.removeprefix(_TRAINED).partition(":")
@@ -77,15 +96,14 @@ def cached_tokenizer(name: str, source: str, root: Path, *, unit: Unit, column: 
             f"{', '.join(get_args(Kind))}, such as trained:bpe:8192"
         )
     home = root / "tokenizers"
-    key = key_of({"tokenizer": [_VERSION, kind, int(size), source, fingerprint(parts_of([source], unit)), column]})
+    key = key_of({"tokenizer": [_VERSION, kind, int(size), *made_of]})
     home.mkdir(parents=True, exist_ok=True)
     # Ranks of one machine ask for the same tokenizer at once: the first trains it, the others wait.
     with FileLock(home / f"{key}.lock"):
         if not (home / key).is_dir():
-            texts = (document.text for document in documents([source], unit, column=column))
             temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=home))
             try:
-                train_tokenizer(texts, kind, int(size)).save_pretrained(temporary)  # type: ignore[arg-type]
+                train_tokenizer(texts(), kind, int(size)).save_pretrained(temporary)  # type: ignore[arg-type]
                 temporary.rename(home / key)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

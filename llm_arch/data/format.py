@@ -134,14 +134,18 @@ class RowFormat(Configured, ABC):
     @cached_property
     def tokenizer(self) -> Any:
         """The fast tokenizer."""
-        if self.tokenizer_name is None:
-            raise UserError("data.tokenizer is not set, and the backbone names none: name a tokenizer directory")
-        tokenizer = load_tokenizer(self.tokenizer_name)
+        tokenizer = load_tokenizer(self.tokenizer_place())
         if self.added_tokens:
             tokenizer.add_special_tokens(
                 {"extra_special_tokens": list(self.added_tokens)}, replace_extra_special_tokens=False
             )
         return tokenizer
+
+    def tokenizer_place(self) -> str:
+        """Where the tokenizer lies, for formats that may make one themselves."""
+        if self.tokenizer_name is None:
+            raise UserError("data.tokenizer is not set, and the backbone names none: name a tokenizer directory")
+        return self.tokenizer_name
 
     @property
     def vocabulary(self) -> int:

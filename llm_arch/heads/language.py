@@ -57,7 +57,7 @@ class VocabularyHead(Head):
     """
 
     major = "perplexity"
-    mode = "min"
+    mode: Literal["min", "max"] = "min"
     ties_embeddings = True
     kind: Literal["masked", "causal"]
     weight: nn.Parameter | None
@@ -137,6 +137,10 @@ class VocabularyHead(Head):
         cells_M = self.cells(batch)
         # `embedding` gathers as `index_select` does, forward and backward in half the time on a CPU.
         return self.transform(hidden.last_TD if cells_M is None else embedding(cells_M, hidden.last_TD))
+
+    def logits(self, hidden_MD: Tensor) -> Tensor:
+        """(M, V) logits of states, held whole: for a few cells."""
+        return linear(self.transform(hidden_MD), self.projection, self.bias)
 
     def token_logits(self, hidden: Hidden, batch: Batch) -> Tensor:
         """(M, V) logits, held whole: for a few cells."""

@@ -16,7 +16,7 @@ from llm_arch import model_directory
 from llm_arch.backbones.load import backbone_of
 from llm_arch.data.module import DataModule
 from llm_arch.inference.card import model_card
-from llm_arch.task import Task
+from llm_arch.task import Task, WritesTexts
 from llm_arch.types import Backbone, Head, LabelSpace, UserError
 
 _LINEAGE = ("llm_arch", "torch", "lightning", "transformers", "tokenizers")
@@ -143,6 +143,9 @@ def load(directory: str | Path, *, trust: tuple[str, ...] = (), check: bool = Fa
         head.load_state_dict(load_file(directory / model_directory.HEAD), strict=True)
         data_class = model_directory.resolve(record["data"]["class_path"], DataModule, trust)
         data = data_class.for_model(str(directory), labels, record["data"]["init_args"])
+        if isinstance(data, WritesTexts):
+            data.suit(backbone)
+            head.read_as(data.detokenizer)
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
