@@ -1,0 +1,23 @@
+"""The types that flow from data to prediction, and the abstract parts of a model. They import torch only."""
+
+from llm_arch.types.batch import Batch, Pooling, Words
+from llm_arch.types.errors import UserError
+from llm_arch.types.labels import LabelSpace
+from llm_arch.types.parts import Backbone, Configured, Head, LossTerm
+from llm_arch.types.values import Detokenizer, Hidden, Loss, Prediction
+
+__all__ = [
+    "Backbone",
+    "Batch",
+    "Configured",
+    "Detokenizer",
+    "Head",
+    "Hidden",
+    "LabelSpace",
+    "Loss",
+    "LossTerm",
+    "Pooling",
+    "Prediction",
+    "UserError",
+    "Words",
+]

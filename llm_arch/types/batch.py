@@ -1,0 +1,141 @@
+"""Token sequences one after another, and what is known of them.
+
+Legend: T tokens of the batch, B sequences, R rows, W words, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Pooling = Literal["first", "last", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a batch's rows: every word once, row by row in reading order.
+
+    Where a long row was split into overlapping windows, a word stands in several of them; `token` points into the one
+    that shows most of what surrounds it.
+
+    Attributes:
+        token: (W,) where among the batch's tokens the word's first subword lies.
+        row: (W,) which of the batch's R rows it belongs to, 0 … R-1, ascending.
+        start: (W,) its first character in the row's text.
+        end: (W,) the character after its last.
+    """
+
+    token: Tensor
+    row: Tensor
+    start: Tensor
+    end: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Words:
+        """The same words on another device."""
+        return Words(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B token sequences, one after another, without padding between them.
+
+    The padded layout of an export is the same type: T = B·L, `starts` = arange(B)·L, and `valid` marks real tokens.
+
+    Attributes:
+        input_ids: (T,) token ids.
+        position_ids: (T,) position of each token in its own sequence, from 0.
+        segments: (T,) which sequence a token belongs to, 0 … B-1.
+        starts: (B,) index of each sequence's first token.
+        lengths: (B,) tokens of each sequence, padding not counted.
+        index: (B,) row number of each sequence in its data set.
+        token_type_ids: (T,) 0 for the first text of a pair and 1 for the second, or None.
+        valid: (T,) True for real tokens, or None in the flat layout, where all are.
+        labels: what the head needs to compute its loss, by name; first dimension B, R, T or W, or told by other labels.
+            Language models: `targets`, token ids to predict, at the cells `positions` or at all T; and `text_bytes`
+            (R,), bytes of text that a row's targets stand for.
+        words: the words of the rows, for tasks that say something of each word; else None.
+        rows: R, the number of rows; below B where long rows were split into windows, which then follow each other.
+        texts: what metrics over texts need of each row, by name, R values each: its text, the right answers. Never on
+            a device.
+        source: for encoder–decoders, the B sequences that the encoder reads, in the order of these, which are the
+            decoder's; else None.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    starts: Tensor
+    lengths: Tensor
+    index: Tensor
+    token_type_ids: Tensor | None = None
+    valid: Tensor | None = None
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    words: Words | None = None
+    rows: int = -1
+    texts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    source: Batch | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            object.__setattr__(self, "rows", len(self.starts))
+
+    @property
+    def size(self) -> int:
+        """B, the number of sequences."""
+        return len(self.starts)
+
+    @property
+    def row_index(self) -> Tensor:
+        """(R,) row number of each row in its data set."""
+        return self.index if self.rows == self.size else torch.unique_consecutive(self.index)
+
+    @property
+    def row_of_sequence(self) -> Tensor:
+        """(B,) which of the batch's R rows each sequence belongs to, 0 … R-1, ascending."""
+        if self.rows == self.size:
+            return torch.arange(self.size, device=self.index.device)
+        return torch.unique_consecutive(self.index, return_inverse=True)[1]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=non_blocking)
+
+        tensors: dict[str, Any] = {k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        words = self.words.to(device, non_blocking) if self.words is not None else None
+        source = self.source.to(device, non_blocking) if self.source is not None else None
+        labels = {k: move(v) for k, v in self.labels.items()}
+        return replace(self, **tensors, labels=labels, words=words, source=source)
+
+    def first_token(self, hidden_TD: Tensor) -> Tensor:
+        """(B, D): the state of each sequence's first token."""
+        return hidden_TD[self.starts]
+
+    def last_token(self, hidden_TD: Tensor) -> Tensor:
+        """(B, D): the state of each sequence's last real token."""
+        return hidden_TD[self.starts + self.lengths - 1]
+
+    def mean(self, hidden_TD: Tensor) -> Tensor:
+        """(B, D): the mean over each sequence's real tokens."""
+        if self.valid is not None:
+            hidden_TD = hidden_TD * self.valid[:, None].to(hidden_TD.dtype)
+        total_BD = hidden_TD.new_zeros(self.size, hidden_TD.shape[1]).index_add(0, self.segments, hidden_TD)
+        return total_BD / self.lengths[:, None].to(hidden_TD.dtype)
+
+    def max(self, hidden_TD: Tensor) -> Tensor:
+        """(B, D): the elementwise maximum over each sequence's real tokens."""
+        if self.valid is not None:
+            hidden_TD = hidden_TD.masked_fill(~self.valid[:, None], float("-inf"))
+        low_BD = hidden_TD.new_full((self.size, hidden_TD.shape[1]), float("-inf"))
+        return low_BD.scatter_reduce(0, self.segments[:, None].expand_as(hidden_TD), hidden_TD, "amax")
+
+    def pool(self, hidden_TD: Tensor, pooling: Pooling) -> Tensor:
+        """(B, D): one vector a sequence, by the named pooling."""
+        return {"first": self.first_token, "last": self.last_token, "mean": self.mean, "max": self.max}[pooling](
+            hidden_TD
+        )
