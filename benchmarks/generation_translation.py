@@ -99,7 +99,9 @@ def ours(root: str, tokenizer: str, minutes: float, seed: int) -> dict[str, Any]
                 language="de",
                 cache_dir=scratch,
             )
-            backbone = EncoderDecoder(encoder={"model_type": "bert", **SHAPE})
+            shape = Path(scratch) / "shape"
+            BertConfig(**SHAPE, vocab_size=data.vocabulary).save_pretrained(shape)
+            backbone = EncoderDecoder(encoder=str(shape), random_init=True)
             task = Task(
                 backbone,
                 lambda size, labels: TextGeneration(size, labels, metrics=("bleu", "chrf"), max_new_tokens=MAX_NEW),

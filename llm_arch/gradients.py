@@ -48,13 +48,23 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm}")
     grads = _gradients(parameters)
+    norm = _norm(grads)
     if not grads:
-        return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return norm
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     if norm.device.type != "cpu" or not factor >= 1:  # a branch would wait for a GPU; NaN multiplies, as in torch
         torch._foreach_mul_(grads, factor)
     return norm
+
+
+@torch.no_grad()
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The common L2 norm of all gradients, dense and sparse; NaN or infinite where one of their numbers is."""
+    return _norm(_gradients(parameters))
+
+
+def _norm(grads: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.zeros(())
 
 
 @torch.no_grad()

@@ -21,11 +21,23 @@ from torchmetrics import MeanMetric, Metric
 from llm_arch.adamw import RowAdamW
 from llm_arch.backbones.load import backbone_from
 from llm_arch.freezing import Freeze, freeze_backbone
-from llm_arch.gradients import clip_gradients, clip_values, scale_gradients
+from llm_arch.gradients import clip_gradients, clip_values, gradient_norm, scale_gradients
 from llm_arch.optim import make_embeddings_sparse, parameter_groups
 from llm_arch.schedules import Linear, Schedule
 from llm_arch.seeding import mix, run_seed
-from llm_arch.types import Backbone, Batch, Detokenizer, Head, Hidden, LabelSpace, Loss, LossTerm, Pooling, Prediction, UserError
+from llm_arch.types import (
+    Backbone,
+    Batch,
+    Detokenizer,
+    Head,
+    Hidden,
+    LabelSpace,
+    Loss,
+    LossTerm,
+    Pooling,
+    Prediction,
+    UserError,
+)
 
 # The best learning rate falls with the width (µP; Yang et al. 2022). 1e-4 at 384 is a compromise between validation
 # rows: of 1e-4 and 2e-4 the first was better on SST-2, the second on Banking77. It makes 5e-5 at 768.
@@ -104,6 +116,11 @@ class Task(L.LightningModule):
         self.trained_rows = self.trained_tokens = 0
         self._mark = 0.0
         self._denominator: Tensor | float = 0.0
+        # Whether the step that has just ended was left out, its loss or gradient being no number; `Guard` says so.
+        self.left_out = False
+        self._wrong: Tensor | float = 0.0  # above 0 where a loss of this step is no number
+        self._validated = (-1, -1)  # epoch and micro-batch of the last validation that ended
+        self._validation_due = False
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the head."""
@@ -131,6 +148,13 @@ class Task(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock (a run resumed within an epoch starts none), and let validation wait for steps to end."""
+        if self._validation_due:  # the run was stopped between a step and its validation
+            self._validation_due = False
+            loop = self.trainer.fit_loop.epoch_loop.val_loop
+            loop.batch_progress.reset()
+            self.trainer.validating = True
+            loop.run()
+            self.trainer.training = True
         self._mark = time.perf_counter()
         trainer, every, step = self.trainer, self.trainer.val_check_batch, self.trainer.accumulate_grad_batches
         if every and every % step and every < trainer.num_training_batches:
@@ -174,6 +198,7 @@ class Task(L.LightningModule):
         tokens = len(batch.input_ids) if batch.valid is None else int(batch.lengths.sum())
         self.trained_tokens += tokens * self.trainer.world_size
         self.log("train/loss", loss.mean.detach(), batch_size=batch.size, prog_bar=True)
+        self._wrong = self._wrong + (~torch.isfinite(loss.sum.detach())).float()
         if self._steps_alone:
             return loss.mean
         counted = loss.denominator
@@ -189,8 +214,11 @@ class Task(L.LightningModule):
         self.log_dict({f"lr-{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)})
         if self._steps_alone:
             return
-        counted = torch.as_tensor(self._denominator, dtype=torch.float64 if self.device.type == "cpu" else None)
-        counted = self.trainer.strategy.reduce(counted.to(self.device), reduce_op="sum")
+        exact = torch.float64 if self.device.type == "cpu" else torch.float32
+        counted = torch.stack(
+            [torch.as_tensor(n, dtype=exact).to(self.device) for n in (self._denominator, self._wrong)]
+        )
+        counted, self._wrong = self.trainer.strategy.reduce(counted, reduce_op="sum").unbind()
         self._denominator = 0.0
         # Lightning has divided by the accumulation, and DDP by the ranks.
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (float(counted) or 1.0)
@@ -202,15 +230,27 @@ class Task(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip dense and sparse gradients together."""
-        if not gradient_clip_val:
-            return
+        """Clip dense and sparse gradients together, and drop them where they, or the loss, are no numbers.
+
+        Without gradients an optimizer changes neither weights nor its own state.
+        """
+        parameters = _parameters(optimizer)
+        norm: Tensor | float = 0.0
         if getattr(self.trainer.strategy, "strategy_name", "") in ("fsdp", "deepspeed"):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            if gradient_clip_val:
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif not gradient_clip_val:
+            norm = gradient_norm(parameters)
         elif gradient_clip_algorithm == "value":
-            clip_values(_parameters(optimizer), float(gradient_clip_val))
+            norm = gradient_norm(parameters)
+            clip_values(parameters, float(gradient_clip_val))
         else:
-            clip_gradients(_parameters(optimizer), float(gradient_clip_val))
+            norm = clip_gradients(parameters, float(gradient_clip_val))
+        self.left_out = bool(self._wrong > 0) or not math.isfinite(norm)
+        self._wrong = 0.0
+        if self.left_out:
+            for parameter in parameters:
+                parameter.grad = None
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule."""
@@ -232,6 +272,33 @@ class Task(L.LightningModule):
             raise UserError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
         schedule = self.lr_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whether a validation is due at this step, which Lightning would leave out in the resumed run."""
+        due = self._validation_due or (self._validates_here() and self._validated != self._place)
+        checkpoint["validation_due"] = due
+        if due:  # what it had done of it is done again
+            loop = self.trainer.fit_loop.epoch_loop.val_loop
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = type(
+                loop.batch_progress
+            )().state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember whether a validation is due."""
+        self._validation_due = bool(checkpoint.get("validation_due", False))
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """The epoch, and how many of its micro-batches are done."""
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _validates_here(self) -> bool:
+        """Whether the trainer looks at the validation rows after the micro-batch that it has just done."""
+        loop = self.trainer.fit_loop
+        started = loop._data_fetcher is not None and loop.epoch_loop.batch_progress.current.ready > 0
+        return started and bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
     # Evaluation
 
@@ -262,6 +329,7 @@ class Task(L.LightningModule):
         """Let the head tune its decision, then log `val/loss` and `val/<metric>`."""
         if not self.trainer.sanity_checking:  # a few rows and a model that has learnt nothing
             self.head.calibrate(self.evaluated)
+            self._validated = self._place
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:

@@ -11,10 +11,14 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import Strategy
 
 from llm_arch.allocator import keep_freed_memory
 from llm_arch.callbacks.checkpoint import Checkpoint
 from llm_arch.callbacks.early_stopping import EarlyStopping
+from llm_arch.callbacks.guard import Guard
+from llm_arch.callbacks.preemption import Preemption
+from llm_arch.checkpoints import DurableCheckpointIO
 from llm_arch.precision import check_precision, choose_precision, use_fast_fp32
 
 
@@ -28,7 +32,8 @@ class Trainer(L.Trainer):
         gradient_clip_val: largest norm of the gradient; None for no clipping.
         logger: as in Lightning; a CSV file in the output directory is always written unless False.
         callbacks: as in Lightning; checkpoints of the last and the best state, early stopping on the head's major
-            metric and a progress bar are added where none of their kind is given.
+            metric, a guard against numbers that are none, a way to stop at a signal, and a progress bar are added where
+            none of their kind is given.
         default_root_dir: the output directory; None for the working directory.
         **options: everything else `lightning.Trainer` takes.
     """
@@ -64,6 +69,8 @@ class Trainer(L.Trainer):
         if _device_kind(accelerator) == "cpu":
             keep_freed_memory()
         options["enable_model_summary"] = bool(options.get("enable_model_summary"))
+        if not options.get("plugins") and not isinstance(options.get("strategy", "auto"), Strategy):
+            options["plugins"] = [DurableCheckpointIO()]
         # The batches are already spread over the ranks.
         options["use_distributed_sampler"] = False
         super().__init__(
@@ -102,4 +109,5 @@ def _missing_callbacks(given: list[Callback], options: dict[str, Any]) -> list[C
         added.append(Checkpoint())
     if lacks(LightningEarlyStopping):
         added.append(EarlyStopping())
+    added += [kind() for kind in (Guard, Preemption) if lacks(kind)]
     return added

@@ -43,12 +43,17 @@ SUPPORTING = {
     "augmentation": {"base", "filters", "passages", "pipeline", "rows", "sampling", "similarity"},
     "backbones": {
         "activations",
+        "bare",
+        "cross",
         "dropout",
+        "generating",
         "grouped",
+        "joined",
         "load",
         "loading",
         "output_head",
         "packed",
+        "padding",
         "presets",
         "probe",
         "scratch",
@@ -60,15 +65,19 @@ SUPPORTING = {
     "data": {
         "answers",
         "batching",
+        "catalogues",
         "cells",
+        "chatterbot",
         "choices",
         "collate",
         "completion",
         "conll",
         "corpus",
+        "embedded",
         "files",
         "format",
         "labels",
+        "library",
         "loader",
         "masks",
         "module",
@@ -92,11 +101,13 @@ SUPPORTING = {
         "answers",
         "crf",
         "entities",
+        "generated_texts",
         "labels",
         "language",
         "metrics",
         "numbers",
         "relations",
+        "text_metrics",
         "vocabulary",
         "weights",
     },
@@ -104,7 +115,10 @@ SUPPORTING = {
     "losses": set(),
 }
 # A bare name stands for a model of transformers.
-EXCEPTIONS = {("llm_arch.backbones.load", "llm_arch.backbones.pretrained")}
+EXCEPTIONS = {
+    ("llm_arch.backbones.load", "llm_arch.backbones.encoder_decoder"),
+    ("llm_arch.backbones.load", "llm_arch.backbones.pretrained"),
+}
 
 # The only modules that may use names of transformers that are not public.
 TRANSFORMERS_INSIDE = {"llm_arch.backbones.loading"}
@@ -185,7 +199,7 @@ def leaves_alternatives_alone(module, source):
         if other_folder != folder or not other or other == own or (module, name) in EXCEPTIONS:
             continue
         if folder == "cli":
-            alternative = other in VERBS
+            alternative = other.replace("_", "-") in VERBS
         elif folder in SUPPORTING:
             alternative = other not in SUPPORTING[folder]
         else:

@@ -69,16 +69,22 @@ class _Dropout(torch.autograd.Function):
         return apply_mask(gradients[0], mask).mul_(1 / ctx.keep), None
 
 
+def drop(values: Tensor, probability: float) -> Tensor:
+    """The values, each zeroed with this probability in [0, 1] and else scaled, cheaply on a CPU."""
+    if probability == 0:
+        return values
+    if probability == 1 or values.device.type != "cpu" or values.dtype not in _BITS:
+        return torch_dropout(values, probability, True)
+    dropped: Tensor = _Dropout.apply(values, probability)
+    return dropped
+
+
 class Dropout(nn.Dropout):
     """`nn.Dropout`, with cheaper random numbers on a CPU and the same elsewhere."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The values, each zeroed with probability p and else scaled by 1/(1-p), in training."""
-        if not self.training or self.p == 0:
-            return input
-        if self.p == 1 or input.device.type != "cpu" or input.dtype not in _BITS:
-            return torch_dropout(input, self.p, True)
-        return _Dropout.apply(input, self.p)
+        return drop(input, self.p) if self.training else input
 
 
 def replace_dropout(model: nn.Module) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from llm_arch import model_directory
+from llm_arch.backbones.encoder_decoder import EncoderDecoder
+from llm_arch.backbones.loading import is_encoder_decoder
 from llm_arch.backbones.presets import is_preset
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.locate import locate
@@ -20,6 +22,8 @@ def backbone_from(name: str) -> Backbone:
         directory = Path(locate(name))
         if model_directory.is_model_directory(directory):
             return backbone_of(directory, model_directory.read(directory)["backbone"])
+        if is_encoder_decoder(name):
+            return EncoderDecoder(name)
     return Pretrained(name)
 
 

@@ -13,14 +13,28 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
-from llm_arch.locate import locate
+from llm_arch.backbones.bare import bare
+from llm_arch.backbones.vocabulary import PLACEHOLDER
+from llm_arch.locate import for_transformers, locate
 from llm_arch.types import UserError
 
 # Tokens that mark where texts begin and end.
 _MARKERS = {"bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"}
+_HEADED = "model"  # what encoder–decoders with a head call the one without
+_MARKERS |= {"decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"}
 
 
 def config_from(values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -59,17 +73,35 @@ def fresh_config(values: Mapping[str, Any], vocabulary: int) -> PreTrainedConfig
     return config_from({**values, "vocab_size": vocabulary, **_special(values, vocabulary)})
 
 
-def _special(values: Mapping[str, Any], vocabulary: int) -> dict[str, None]:
+def first_config(values: Mapping[str, Any]) -> tuple[PreTrainedConfig, dict[str, Any] | None]:
+    """The configuration to build from first, and what waits for the tokenizer's size: ids of special tokens.
+
+    Args:
+        values: what the user gave; with a `vocab_size` nothing has to wait, and there is None.
+    """
+    size = values.get("vocab_size")
+    if size is not None:
+        return fresh_config(values, size), None
+    waiting = {k: v for k, v in values.items() if k.endswith("_token_id")}
+    return fresh_config(
+        {k: v for k, v in values.items() if k not in waiting and k != "vocab_size"}, PLACEHOLDER
+    ), waiting
+
+
+def _special(values: Mapping[str, Any], vocabulary: int) -> dict[str, int | None]:
     """The ids of special tokens to leave out."""
-    unset: dict[str, None] = {}
-    for name, value in config_from(values).to_dict().items():
+    unset: dict[str, int | None] = {}
+    config = config_from(values)
+    fields = getattr(config, "__dataclass_fields__", {})
+    for name, value in config.to_dict().items():
         if not name.endswith("_token_id") or value is None:
             continue
         beyond = max(value if isinstance(value, list) else [value]) >= vocabulary
         if beyond and name in values:
             raise UserError(f"{name} is {value}, but the vocabulary has {vocabulary} tokens, so ids below that")
         if beyond or (name in _MARKERS and name not in values):
-            unset[name] = None
+            # Marian must have a token that its texts start with.
+            unset[name] = 0 if name in fields and fields[name].type is int else None
     return unset
 
 
@@ -82,6 +114,9 @@ def with_dropout(config: PreTrainedConfig, probability: float) -> PreTrainedConf
     if not 0 <= probability < 1:
         raise UserError(f"dropout must be in [0, 1), got {probability}")
     config = copy.deepcopy(config)
+    parts = list(config.sub_configs)
+    for part in parts:
+        setattr(config, part, with_dropout(getattr(config, part), probability))
     names = [
         k
         for k, v in config.to_dict().items()
@@ -90,57 +125,94 @@ def with_dropout(config: PreTrainedConfig, probability: float) -> PreTrainedConf
         and isinstance(v, int | float)
         and not isinstance(v, bool)
     ]
-    if not names:
+    if not (names or parts):
         raise UserError(f"{config.model_type} has no dropout in its configuration; leave model.dropout out")
     for name in names:
         setattr(config, name, probability)
     return config
 
 
-def random_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The encoder or decoder of this configuration in float32, with random weights.
+def random_model(config: PreTrainedConfig, *, encoder_decoder: bool = False) -> PreTrainedModel:
+    """The model of this configuration in float32, without a head, with random weights.
+
+    Args:
+        config: the configuration.
+        encoder_decoder: whether an encoder–decoder is wanted, or else an encoder or a decoder.
 
     Raises:
-        UserError: transformers has no plain encoder or decoder for it.
+        UserError: transformers has no such model for it.
     """
-    return AutoModel.from_config(config, dtype=torch.float32, **_model_arguments(config))
+    arguments = _model_arguments(config, encoder_decoder)
+    if isinstance(config, EncoderDecoderConfig):
+        try:
+            return bare(EncoderDecoderModel(config))
+        except ValueError as error:
+            kind = config.decoder.model_type
+            raise UserError(
+                f"{kind} can't be the decoder of an encoder–decoder, it attends to no encoder; take bert, roberta or "
+                "gpt2"
+            ) from error
+    return AutoModel.from_config(config, dtype=torch.float32, **arguments)
+
+
+def is_encoder_decoder(name: str) -> bool:
+    """Whether this names an encoder–decoder, by its configuration; False where there is none that can be read."""
+    try:
+        return bool(AutoConfig.from_pretrained(locate(name)).is_encoder_decoder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def named_model(
-    name: str, *, random_init: bool = False, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    random_init: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    encoder_decoder: bool = False,
 ) -> PreTrainedModel:
-    """The encoder or decoder of that name in float32, with its weights unless `random_init`.
+    """The model of that name in float32, without a head, with its weights unless `random_init`.
 
     Args:
-        name: a directory with config.json and safetensors, a hub id or `package:NAME/FOLDER`.
+        name: a directory with config.json and safetensors, a .gguf file, a hub id or `package:NAME/FOLDER`.
         random_init: take the configuration but not the weights.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the model.
+        encoder_decoder: whether an encoder–decoder is wanted, or else an encoder or a decoder.
 
     Raises:
         UserError: the model can't be found or loaded, or its weights do not fit its configuration.
     """
-    place = locate(name)
+    place, gguf = for_transformers(locate(name))
     local = Path(place).is_dir()
-    if local and not (Path(place) / "config.json").is_file():
+    if local and not gguf and not (Path(place) / "config.json").is_file():
         raise UserError(f"{name} holds no config.json, so it is no model directory of transformers or of llm-arch")
-    hub: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    hub: dict[str, Any] = {"trust_remote_code": trust_remote_code, **gguf}
     if not local:
         hub["revision"] = revision
     try:
         config = AutoConfig.from_pretrained(place, **hub)
         if random_init:
-            return random_model(config)
-        extra = hub | _model_arguments(config) | {"dtype": torch.float32}
+            return random_model(config, encoder_decoder=encoder_decoder)
+        extra = hub | _model_arguments(config, encoder_decoder) | {"dtype": torch.float32}
+        if gguf:  # what is left in its blocks can be neither trained nor saved
+            extra["quantization_config"] = GgufConfig(dequantize=True)
+        kind = EncoderDecoderModel if isinstance(config, EncoderDecoderConfig) else AutoModel
         with no_progress_bars():
-            model, report = AutoModel.from_pretrained(
+            model, report = kind.from_pretrained(
                 place, config=config, use_safetensors=True, output_loading_info=True, **extra
             )
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(_explain(name, local, error)) from error
-    missing = [k for k in report["missing_keys"] if "position_ids" not in k]
+    if isinstance(model, EncoderDecoderModel):
+        model = bare(model)
+    there = dict(model.named_parameters())  # without what `bare` has taken out
+    formula = {name.removeprefix(f"{_HEADED}.") for name in model._keys_to_ignore_on_load_missing or ()}
+    for name in formula & there.keys():  # Marian's positions, which transformers does not save
+        there.pop(name).requires_grad_(False)
+    missing = [k for k in report["missing_keys"] if k in there]
     if missing or report["mismatched_keys"]:
         raise UserError(
             f"{name}: the weights do not fit the configuration: {len(missing)} missing "
@@ -149,13 +221,18 @@ def named_model(
     return model
 
 
-def saved_model(directory: Path) -> PreTrainedModel:
+def saved_model(directory: Path, *, encoder_decoder: bool = False) -> PreTrainedModel:
     """Rebuild from config.json on CPU (on meta, buffers that are not saved turn to NaN), then load strictly.
+
+    Args:
+        directory: with config.json and model.safetensors.
+        encoder_decoder: whether an encoder–decoder is wanted, or else an encoder or a decoder.
 
     Raises:
         UserError: weights and configuration do not fit.
     """
-    model = random_model(config_from(json.loads((directory / "config.json").read_text(encoding="utf-8"))))
+    config = config_from(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    model = random_model(config, encoder_decoder=encoder_decoder)
     missing, unexpected = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     if set(missing) - tied or unexpected:
@@ -193,7 +270,7 @@ def no_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _model_arguments(config: PreTrainedConfig) -> dict[str, Any]:
+def _model_arguments(config: PreTrainedConfig, encoder_decoder: bool) -> dict[str, Any]:
     """How transformers shall build a model.
 
     BERT's pooling layer is never used here, and a parameter without gradient breaks distributed training.
@@ -201,10 +278,19 @@ def _model_arguments(config: PreTrainedConfig) -> dict[str, Any]:
     # A configuration that came with code of its own, which only runs when it was trusted.
     if type(config).__module__.split(".")[0] == "transformers_modules":
         return {"trust_remote_code": True}
-    if type(config) not in MODEL_MAPPING:
-        raise UserError(f"transformers has no plain encoder or decoder for model_type {config.model_type!r}")
-    if config.is_encoder_decoder:
-        raise UserError(f"{config.model_type} is an encoder–decoder; this backbone takes an encoder or a decoder")
+    if config.is_encoder_decoder and not encoder_decoder:
+        raise UserError(f"{config.model_type} is an encoder–decoder; take EncoderDecoder in place of Pretrained")
+    if encoder_decoder and not config.is_encoder_decoder:
+        raise UserError(
+            f"{config.model_type} is no encoder–decoder; take Pretrained in place of EncoderDecoder, or give it as the "
+            "encoder of one"
+        )
+    if isinstance(config, EncoderDecoderConfig):
+        return {}
+    known = type(config) in MODEL_MAPPING
+    if not known or (encoder_decoder and type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING):
+        kind = "encoder–decoder of texts" if encoder_decoder else "plain encoder or decoder"
+        raise UserError(f"transformers has no {kind} for model_type {config.model_type!r}")
     kind = MODEL_MAPPING[type(config)]
     kind = kind[0] if isinstance(kind, tuple) else kind
     arguments: dict[str, Any] = {"attn_implementation": "sdpa" if kind._supports_sdpa else "eager"}
@@ -214,7 +300,7 @@ def _model_arguments(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _explain(name: str, local: bool, error: Exception) -> str:
-    if local and not any(Path(name).expanduser().glob("*.safetensors")):
+    if local and not name.endswith(".gguf") and not any(Path(name).expanduser().glob("*.safetensors")):
         pickled = [p.name for p in Path(locate(name)).glob("*.bin")]
         if pickled:
             return (

@@ -9,19 +9,19 @@ Legend: V vocabulary, D hidden size, E embedding size.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, cat, float32
+from torch import Tensor, cat, float32, from_numpy, nn
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from llm_arch import model_directory
 from llm_arch.backbones.vocabulary import new_rows
-from llm_arch.locate import locate
+from llm_arch.locate import for_transformers, locate
 from llm_arch.types import UserError
 
 Kind = Literal["masked", "causal"]
@@ -86,14 +86,18 @@ _MASKED = {
         "hidden_act",
     ),
 }
-# Their causal head is a projection by `lm_head.weight`, and nothing else.
+# Their causal head is a projection by `lm_head.weight`, and nothing else, or in some a bias as a buffer.
 _CAUSAL = {"gpt2", "llama", "mistral", "qwen2", "qwen3"}
+_CAUSAL |= {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "marian", "pegasus", "m2m_100", "blenderbot", "plbart"}
+_BIAS = "final_logits_bias"
 # BERT's first checkpoints call what a layer norm multiplies by and adds so.
 _OLDER = {"weight": "gamma", "bias": "beta"}
 
 
 def head_style(config: PreTrainedConfig) -> dict[str, Any]:
     """How language-model heads of this architecture compute, as `Backbone.head_style` says it."""
+    if config.model_type == "encoder-decoder":
+        config = config.decoder
     style: dict[str, Any] = {"tied": _is_tied(config)}
     names = _MASKED.get(config.model_type)
     if names is not None:
@@ -106,7 +110,7 @@ def head_style(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def head_weights(
-    checkpoint: Checkpoint, kind: Kind, config: PreTrainedConfig | None = None, embeddings: str = ""
+    checkpoint: Checkpoint, kind: Kind, config: PreTrainedConfig | None = None, embeddings: Sequence[str] = ()
 ) -> dict[str, Tensor] | None:
     """The head of this kind that lies beside the weights, by our names, or None; `Backbone.output_head` says which.
 
@@ -116,19 +120,21 @@ def head_weights(
         checkpoint: where the weights came from.
         kind: masked or causal.
         config: of a model of transformers.
-        embeddings: what the backbone calls its token embeddings.
+        embeddings: what the backbone calls its token embeddings; several names where the table has several.
 
     Raises:
         UserError: what lies there can't be read.
     """
     place = Path(locate(checkpoint.name))
     try:
+        if for_transformers(str(place))[1]:
+            return _gguf_head(place, config) if kind == "causal" and config is not None else None
         if model_directory.is_model_directory(place):
             return _saved_head(place, kind)
         if config is None:
             return None
         if kind == "causal":
-            return _causal(_Weights(checkpoint), config, embeddings) if config.model_type in _CAUSAL else None
+            return _causal(_Weights(checkpoint), config, embeddings)
         names = _MASKED.get(config.model_type)
         return _masked(_Weights(checkpoint), names, config, embeddings) if names is not None else None
     except UserError:
@@ -136,6 +142,19 @@ def head_weights(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{checkpoint.name}: the language-model head can't be read ({reason})") from error
+
+
+def fill_transform(model: nn.Module, config: PreTrainedConfig, found: Mapping[str, Tensor]) -> None:
+    """Put a masked head's transform, by our names, where a language model of this architecture has its own."""
+    names = _MASKED[config.model_type]
+    for ours, theirs in (("dense", names.dense), ("norm", names.norm)):
+        layer = model.get_submodule(theirs)
+        layer.load_state_dict({k.removeprefix(f"{ours}."): v for k, v in found.items() if k.startswith(f"{ours}.")})
+
+
+def names_of(model: nn.Module, parameter: Tensor) -> list[str]:
+    """All names that a model has for one of its parameters."""
+    return [name for name, one in model.named_parameters(remove_duplicate=False) if one is parameter]
 
 
 def fitted(weights: Mapping[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
@@ -186,12 +205,14 @@ class _Weights:
                     return file.get_tensor(name).to(float32)
         return None
 
-    def embeddings(self, name: str) -> Tensor | None:
+    def embeddings(self, names: Sequence[str]) -> Tensor | None:
         """The token embeddings, which the checkpoint calls so, perhaps with the model's name in front."""
-        return self.first(*(key for key in self._files if key == name or key.endswith(f".{name}")))
+        return self.first(*(k for name in names for k in self._files if k == name or k.endswith(f".{name}")))
 
 
-def _masked(weights: _Weights, names: _Names, config: PreTrainedConfig, embeddings: str) -> dict[str, Tensor] | None:
+def _masked(
+    weights: _Weights, names: _Names, config: PreTrainedConfig, embeddings: Sequence[str]
+) -> dict[str, Tensor] | None:
     found = {"bias": weights.first(*names.bias)}
     for part in ("weight", "bias"):
         found[f"dense.{part}"] = weights.first(f"{names.dense}.{part}")
@@ -201,12 +222,28 @@ def _masked(weights: _Weights, names: _Names, config: PreTrainedConfig, embeddin
     return _with_projection(found, weights, names.weight, config, embeddings)
 
 
-def _causal(weights: _Weights, config: PreTrainedConfig, embeddings: str) -> dict[str, Tensor] | None:
-    return _with_projection({}, weights, "lm_head.weight", config, embeddings)
+def _causal(weights: _Weights, config: PreTrainedConfig, embeddings: Sequence[str]) -> dict[str, Tensor] | None:
+    before, kind = "", config.model_type
+    if kind == "encoder-decoder":  # of two parts, of which the decoder keeps its transform
+        config, before = config.decoder, "decoder."
+        kind = config.model_type
+    if before and kind in _MASKED:
+        names = _MASKED[kind]
+        found = {"bias": weights.first(*(before + name for name in names.bias))}
+        return _with_projection(found, weights, before + names.weight, config, embeddings)
+    if kind not in _CAUSAL:
+        return None
+    bias = weights.first(_BIAS)
+    found = {"bias": bias.flatten() if bias is not None and bias.any() else None}
+    return _with_projection(found, weights, f"{before}lm_head.weight", config, embeddings)
 
 
 def _with_projection(
-    found: dict[str, Tensor | None], weights: _Weights, name: str, config: PreTrainedConfig, embeddings: str
+    found: dict[str, Tensor | None],
+    weights: _Weights,
+    name: str,
+    config: PreTrainedConfig,
+    embeddings: Sequence[str],
 ) -> dict[str, Tensor] | None:
     """Add the projection to the vocabulary unless it is the embeddings; None where it should be there and is not."""
     projection = weights.first(name)
@@ -228,6 +265,7 @@ _OURS: dict[str, Kind] = {
     "llm_arch.heads.masked_language_model.MaskedLanguageModel": "masked",
     "llm_arch.heads.bert_pretraining.BertPretraining": "masked",
     "llm_arch.heads.language_model.LanguageModel": "causal",
+    "llm_arch.heads.text_generation.TextGeneration": "causal",
 }
 _PARTS = {"dense.weight", "dense.bias", "norm.weight", "norm.bias", "project.weight", "bias", "weight"}
 
@@ -237,3 +275,15 @@ def _saved_head(directory: Path, kind: Kind) -> dict[str, Tensor] | None:
         return None
     weights = load_file(directory / model_directory.HEAD)
     return {name: tensor.to(float32) for name, tensor in weights.items() if name in _PARTS}
+
+
+def _gguf_head(file: Path, config: PreTrainedConfig) -> dict[str, Tensor] | None:
+    if config.model_type not in _CAUSAL:
+        return None
+    if _is_tied(config):
+        return {}
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    output = next(tensor for tensor in GGUFReader(file).tensors if tensor.name == "output.weight")
+    return {"weight": from_numpy(dequantize(output.data, output.tensor_type).copy()).to(float32)}

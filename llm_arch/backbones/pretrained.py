@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from llm_arch.backbones import packed, probe
 from llm_arch.backbones.activations import fuse_activations
 from llm_arch.backbones.dropout import replace_dropout
+from llm_arch.backbones.generating import Limits, as_transformers, continued, shell
 from llm_arch.backbones.loading import (
     attention_of,
+    first_config,
     fresh_config,
     named_model,
     no_progress_bars,
@@ -25,21 +26,20 @@ from llm_arch.backbones.loading import (
     use_attention,
     with_dropout,
 )
-from llm_arch.backbones.output_head import Checkpoint, fitted, head_style, head_weights
+from llm_arch.backbones.output_head import Checkpoint, fitted, head_style, head_weights, names_of
+from llm_arch.backbones.padding import Grid, left_padded
 from llm_arch.backbones.presets import is_preset, preset
 from llm_arch.backbones.probe import Layout
-from llm_arch.backbones.vocabulary import PLACEHOLDER, new_rows, not_sized
+from llm_arch.backbones.vocabulary import added_rows, not_sized
 from llm_arch.types import Backbone, Batch, Hidden, UserError
-
-_MOST_ADDED = 1000  # markers, control codes; more is another tokenizer
 
 
 class Pretrained(Backbone):
     """An encoder or decoder of transformers, from a directory, the hub, or its configuration alone.
 
     Args:
-        name: a directory with config.json and safetensors, a hub id, `package:NAME/FOLDER`, or a preset such as
-            `mini:bert` (random weights). None when `config` is given.
+        name: a directory with config.json and safetensors, a .gguf file, a hub id, `package:NAME/FOLDER`, or a preset
+            such as `mini:bert` (random weights). None when `config` is given.
         config: build from this configuration with random weights, `model_type` among its keys; replaces `name`. Without
             `vocab_size` it has embeddings for the tokens of the data's tokenizer, once `grow` has told how many.
         random_init: take the configuration of `name` but not its weights.
@@ -74,12 +74,9 @@ class Pretrained(Backbone):
             assert name is not None
             model = named_model(name, random_init=random_init, revision=revision, trust_remote_code=trust_remote_code)
             self._origin = None if random_init else Checkpoint(name, revision)
-        elif config.get("vocab_size") is not None:
-            model = random_model(fresh_config(config, config["vocab_size"]))
         else:
-            waiting = {k: v for k, v in config.items() if k.endswith("_token_id")}
-            shape = {k: v for k, v in config.items() if k not in waiting and k != "vocab_size"}
-            model = random_model(fresh_config(shape, PLACEHOLDER))
+            first, waiting = first_config(config)
+            model = random_model(first)
         self._adopt(model, layout, gradient_checkpointing)
         self._waiting = waiting
 
@@ -92,8 +89,7 @@ class Pretrained(Backbone):
         self.pooling = "last" if self.is_decoder else "mean"
         self._arguments = set(inspect.signature(type(model).forward).parameters)
         self._position_offset = probe.position_offset(model)
-        limit = getattr(self.config, "max_position_embeddings", None)  # XLNet says -1 for no limit
-        self.max_length = int(limit) - self._position_offset if limit and int(limit) > 0 else None
+        self.max_length = probe.position_limit(model)
         self._padded_attention = attention_of(self.config)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
@@ -142,40 +138,20 @@ class Pretrained(Backbone):
         """States of the batch's tokens, in the batch's layout."""
         if self._waiting is not None:
             raise not_sized(self, "vocab_size in its config")
-        if batch.valid is not None:
-            return self._padded_batch(batch, inputs_embeds, all_hidden)
-        where = packed.PackedMap(batch)
-        if self.layout == "flat":
-            fields = self._fields(batch, inputs_embeds)
-            states = self._run(packed.NAME, {k: v[None] for k, v in fields.items()}, all_hidden, packed=where)
+        grid = Grid(batch)
+        extra = self._fields(batch)
+        words = batch.input_ids if inputs_embeds is None else inputs_embeds
+        if self.layout == "flat" and grid.packed is not None:
+            fields = {"input_ids" if inputs_embeds is None else "inputs_embeds": words, **extra}
+            states = self._run(packed.NAME, {k: v[None] for k, v in fields.items()}, all_hidden, packed=grid.packed)
             return Hidden(states[-1][0], tuple(s[0] for s in states) if all_hidden else None)
-        fields = {k: where.pad(v) for k, v in self._fields(batch, inputs_embeds).items()}
-        real_BL = torch.arange(where.longest, device=batch.lengths.device) < batch.lengths[:, None]
-        states = self._run(self._padded_attention, self._blank(fields, real_BL), all_hidden)
-        return Hidden(where.unpad(states[-1]), tuple(where.unpad(s) for s in states) if all_hidden else None)
+        pad = getattr(self.config, "pad_token_id", None)
+        fields = grid.inputs(words, self.embeddings, pad) | {k: grid.pad(v) for k, v in extra.items()}
+        states = self._run(self._padded_attention, fields, all_hidden)
+        return Hidden(grid.unpad(states[-1]), tuple(grid.unpad(s) for s in states) if all_hidden else None)
 
-    def _padded_batch(self, batch: Batch, inputs_embeds: Tensor | None, all_hidden: bool) -> Hidden:
-        assert batch.valid is not None
-        grid = (batch.starts.shape[0], -1)
-        fields = {k: v.view(*grid, *v.shape[1:]) for k, v in self._fields(batch, inputs_embeds).items()}
-        fields = self._blank(fields, batch.valid.view(grid))
-        states = [s.flatten(0, 1) for s in self._run(self._padded_attention, fields, all_hidden)]
-        return Hidden(states[-1], tuple(states) if all_hidden else None)
-
-    def _blank(self, fields: dict[str, Tensor], real_BL: Tensor) -> dict[str, Tensor]:
-        """Put the padding token where there is none of the sequence's, as a tokenizer would: convolutions see it."""
-        pad = getattr(self.config, "pad_token_id", None) or 0
-        fields = dict(fields)
-        if "input_ids" in fields:
-            fields["input_ids"] = fields["input_ids"].masked_fill(~real_BL, pad)
-        else:
-            empty_D = self.embeddings.weight[pad].to(fields["inputs_embeds"].dtype)
-            fields["inputs_embeds"] = torch.where(real_BL[..., None], fields["inputs_embeds"], empty_D)
-        # Zeros and ones, as tokenizers give: some models calculate with it.
-        return fields | {"attention_mask": real_BL.long()}
-
-    def _fields(self, batch: Batch, inputs_embeds: Tensor | None) -> dict[str, Tensor]:
-        fields = {"input_ids": batch.input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    def _fields(self, batch: Batch) -> dict[str, Tensor]:
+        fields = {}
         if "position_ids" in self._arguments and self._tells_positions:
             fields["position_ids"] = batch.position_ids + self._position_offset
         if "token_type_ids" in self._arguments and batch.token_type_ids is not None:
@@ -204,13 +180,8 @@ class Pretrained(Backbone):
         old = self.embeddings.num_embeddings
         if self._waiting is not None:
             self._rebuild(random_model(fresh_config({**self.config.to_dict(), **self._waiting}, vocabulary)))
-        elif vocabulary > old + _MOST_ADDED:
-            raise UserError(
-                f"the data's tokenizer has {vocabulary} tokens, the backbone knows {old}: it was not trained with this "
-                "tokenizer; leave data.tokenizer out to take the backbone's own"
-            )
         elif vocabulary > old:
-            rows = new_rows(self.embeddings.weight, vocabulary - old)
+            rows = added_rows(self.embeddings.weight, vocabulary)
             self.model.resize_token_embeddings(vocabulary, mean_resizing=False)
             with torch.no_grad():
                 self.embeddings.weight[old:] = rows
@@ -237,21 +208,42 @@ class Pretrained(Backbone):
         """The language-model head that lies beside the weights this backbone was loaded from, read when called."""
         if self._origin is None:
             return None
-        (table,) = (k for k, module in self.model.named_modules() if module is self.embeddings)
-        found = head_weights(self._origin, kind, self.config, f"{table}.weight")
+        table = names_of(self.model, self.embeddings.weight)
+        found = head_weights(self._origin, kind, self.config, table)
         return None if found is None else fitted(found, self.embeddings.num_embeddings)
 
-    @contextmanager
-    def as_transformers(self) -> Iterator[None]:
-        """Within the block the model runs as transformers means it: its own attention, in eval mode."""
-        attention, training = attention_of(self.config), self.model.training
-        use_attention(self.config, self._padded_attention)
-        self.model.eval()
-        try:
-            yield
-        finally:
-            use_attention(self.config, attention)
-            self.model.train(training)
+    def generate(
+        self,
+        batch: Batch,
+        logits: Callable[[Tensor], Tensor],
+        *,
+        end: Sequence[int],
+        pad: int,
+        max_new_tokens: int,
+        **options: Any,
+    ) -> list[list[int]]:
+        """The tokens that follow each sequence; see `Backbone.generate`."""
+        if self._waiting is not None:
+            raise not_sized(self, "vocab_size in its config")
+        if not self.causal:
+            raise UserError(
+                f"text is generated from left to right, and {self.config.model_type} sees what follows; "
+                "take a decoder (GPT-2, Llama)"
+            )
+        types = batch.token_type_ids if "token_type_ids" in self._arguments else None
+
+        def inputs(rows: list[int]) -> dict[str, Tensor]:
+            found = {
+                "input_ids": left_padded(batch, batch.input_ids, rows, pad),
+                "attention_mask": left_padded(batch, torch.ones_like(batch.input_ids), rows, 0),
+            }
+            return found if types is None else found | {"token_type_ids": left_padded(batch, types, rows, 0)}
+
+        offset = self._position_offset if self._tells_positions else None
+        model = shell(self.model, lambda out: out["last_hidden_state"], logits, offset)
+        limits = Limits(self.max_length, max_new_tokens, end, pad)
+        with as_transformers(self.model, self._padded_attention):
+            return continued(model, inputs, batch.lengths.tolist(), limits, options)
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write transformers' own config.json and model.safetensors."""

@@ -48,6 +48,12 @@ def position_offset(model: PreTrainedModel) -> int:
     return 0
 
 
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The longest sequence, where positions are limited; XLNet says -1 for no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return int(limit) - position_offset(model) if limit and int(limit) > 0 else None
+
+
 def takes_positions(config: PreTrainedConfig, run: Run) -> bool:
     """Whether positions may be told to the model: they are left to it where it counts in a way of its own.
 

@@ -12,6 +12,7 @@ from llm_arch.types import Backbone, UserError
 
 # Rows that stand in for embeddings whose number is not known yet: enough to try a model out.
 PLACEHOLDER = 32
+_MOST_ADDED = 1000  # markers, control codes; more is another tokenizer
 # Share of the old rows' spread: enough to tell new tokens apart, little beside what all embeddings have in common.
 _NOISE = 0.1
 
@@ -29,6 +30,24 @@ def new_rows(old_VD: Tensor, count: int) -> Tensor:
     """
     noise_ND = torch.randn(count, old_VD.shape[1], device=old_VD.device, dtype=old_VD.dtype)
     return old_VD.mean(0) + _NOISE * old_VD.std(0, correction=0) * noise_ND
+
+
+def added_rows(old_VD: Tensor, vocabulary: int) -> Tensor:
+    """(N, D) embeddings for tokens that were added to a trained model's tokenizer.
+
+    Args:
+        old_VD: the embeddings so far.
+        vocabulary: tokens that there are now, more than V.
+
+    Raises:
+        UserError: they are so many that it is another tokenizer.
+    """
+    if vocabulary > len(old_VD) + _MOST_ADDED:
+        raise UserError(
+            f"the data's tokenizer has {vocabulary} tokens, the backbone knows {len(old_VD)}: it was not trained with "
+            "this tokenizer; leave data.tokenizer out to take the backbone's own"
+        )
+    return new_rows(old_VD, vocabulary - len(old_VD))
 
 
 def not_sized(backbone: Backbone, option: str) -> UserError:

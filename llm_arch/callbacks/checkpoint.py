@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llm_arch.callbacks.monitor import monitor_of, validates
+from llm_arch.checkpoints import SUFFIX, sync_folder
+from llm_arch.types import UserError
+
+LAST, PREVIOUS, _NEXT = (f"{name}{SUFFIX}" for name in ("last", "previous", "next"))
 
 
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint on the metric the head names, in the output directory.
 
     `last.ckpt` is the state after the last epoch, or the last validation within one, however good it is (Lightning's
-    own `save_last` writes it only together with one of the best).
+    own `save_last` writes it only together with one of the best), and `previous.ckpt` the one before, in case a disk
+    loses something. With `every_minutes` the last state is kept more often than that.
 
     Args:
         monitor: a logged value such as `val/loss`; None for `val/` and the head's major metric.
         mode: `min` or `max`; None for the head's own.
         save_top_k: how many of the best to keep; -1 for all.
+        every_minutes: keep the last state at the first step that ends so many minutes after it was kept before; None
+            for validations and ends of epochs alone.
     """
 
-    def __init__(self, monitor: str | None = None, mode: str | None = None, *, save_top_k: int = 1) -> None:
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: str | None = None,
+        *,
+        save_top_k: int = 1,
+        every_minutes: float | None = None,
+    ) -> None:
         super().__init__(save_top_k=1)
+        if every_minutes is not None and not every_minutes > 0:
+            raise UserError(f"every_minutes must be above 0, got {every_minutes}")
         self._given = monitor, mode
         self._top_k = save_top_k
+        self.every_minutes = every_minutes
+        self._kept = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Ask the head what to follow, and the trainer where to write."""
@@ -46,35 +66,57 @@ class Checkpoint(ModelCheckpoint):
             )
         super().setup(trainer, pl_module, stage)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._kept = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the last state where it is time and a step has ended; all ranks go by the clock of the first."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.every_minutes is None or not step_has_ended(trainer):
+            return
+        due = time.monotonic() - self._kept >= 60 * self.every_minutes
+        if trainer.strategy.broadcast(due) if trainer.world_size > 1 else due:
+            self.keep_last(trainer)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the best; within an epoch the last too."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not _step_has_ended(trainer):
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not step_has_ended(trainer):
             return
         super().on_validation_end(trainer, pl_module)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save_last(trainer)
+            self.keep_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last, validated or not."""
         # An epoch that max_steps cut short before any validation has nothing to compare.
         if any(name.startswith("val/") for name in trainer.callback_metrics) or not validates(trainer):
             super().on_train_epoch_end(trainer, pl_module)
-        if _step_has_ended(trainer):
-            self._save_last(trainer)
+        if step_has_ended(trainer):
+            self.keep_last(trainer)
 
-    def _save_last(self, trainer: L.Trainer) -> None:
+    def keep_last(self, trainer: L.Trainer) -> None:
+        """Write the state of this moment, which must be the end of a step, as the last one."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = Path(str(self.dirpath)) / "last.ckpt"
-        self.last_model_path = str(path)  # before saving, since it is part of the state
-        # A run that is killed while it writes must find the one before.
-        partial = path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+        folder = Path(str(self.dirpath))
+        last = folder / LAST
+        self.last_model_path = str(last)  # before saving, since it is part of the state
+        coming = folder / _NEXT
+        trainer.save_checkpoint(coming)
         if trainer.is_global_zero:
-            os.replace(partial, path)
+            # Whenever the process is killed, two whole ones lie here under names that `--resume auto` looks for.
+            if last.exists():
+                os.replace(last, folder / PREVIOUS)
+            os.replace(coming, last)
+            sync_folder(folder)
+        self._kept = time.monotonic()
 
 
-def _step_has_ended(trainer: L.Trainer) -> bool:
+def step_has_ended(trainer: L.Trainer) -> bool:
     """Whether no gradient is waiting for more micro-batches: it would not be part of the checkpoint."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     return progress.is_last_batch or progress.current.ready % trainer.accumulate_grad_batches == 0

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from llm_arch.backbones.presets import is_preset
+from llm_arch.callbacks.preemption import Preempted
 from llm_arch.cli import output, report
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.data.module import DataModule
@@ -22,6 +23,8 @@ from llm_arch.locate import locate
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import UserError
+
+PREEMPTED = 75  # exit code: told to go, and resumable
 
 
 class FitRun:
@@ -48,7 +51,7 @@ class FitRun:
     def run(self) -> None:
         """Everything, in order; nothing is written before the input has proved usable."""
         output.check(self.where, self.overwrite, self.resume)
-        checkpoint = output.checkpoint(self.where, self.resume)
+        checkpoint = output.checkpoint(self.where, self.resume, lambda said: self.console.print(said, soft_wrap=True))
         self._complete_config()
         trainer, task, data = self.cli.build()
         for logger in trainer.loggers:
@@ -62,6 +65,14 @@ class FitRun:
         made = self._open(checkpoint) if trainer.is_global_zero else []
         try:
             self._fit(trainer, task, data, split, checkpoint)
+        except Preempted as told:
+            _finish_wandb(trainer)
+            where = told.path or "nothing: the run keeps no checkpoints"
+            self.console.print(
+                f"{told.name}: stopped after step {trainer.global_step}, saved {where}; go on with --resume auto",
+                soft_wrap=True,
+            )
+            raise SystemExit(PREEMPTED) from None
         except BaseException as error:
             _finish_wandb(trainer)
             if trainer.is_global_zero and checkpoint is None and trainer.global_step == 0:
@@ -242,19 +253,26 @@ def _finish_wandb(trainer: Trainer) -> None:
         wandb.finish()
 
 
+def _named(backbone: Any) -> Any:
+    """The backbone that a config means: within adapters, what they adapt."""
+    while not isinstance(backbone, str) and (inner := backbone.get("init_args", {}).get("backbone")) is not None:
+        backbone = inner
+    return backbone
+
+
 def _backbone_name(config: Any) -> str | None:
-    backbone = config.model.backbone
+    backbone = _named(config.model.backbone)
     if isinstance(backbone, str):
         return backbone
-    name = backbone.get("init_args", {}).get("name")
-    return name if name is not None else backbone.get("class_path")
+    arguments = backbone.get("init_args", {})
+    return arguments.get("name") or arguments.get("encoder") or backbone.get("class_path")
 
 
 def _tokenizer_name(config: Any) -> str | None:
     """The tokenizer that goes with the backbone: the one it was given, else what lies beside its weights."""
-    backbone = config.model.backbone
+    backbone = _named(config.model.backbone)
     arguments = {"name": backbone} if isinstance(backbone, str) else backbone.get("init_args", {})
-    name = arguments.get("tokenizer") or arguments.get("name")
+    name = arguments.get("tokenizer") or arguments.get("name") or arguments.get("encoder")
     return None if name is None or is_preset(name) else name
 
 

@@ -11,10 +11,12 @@ from importlib import import_module
 VERBS = {
     "tokenizer": "train a tokenizer on text of your own",
     "prepare": "encode text once into a corpus store for pretraining",
+    "augment": "make more training rows of those there are",
     "fit": "train a model on your data, measure it before and after, and save it",
     "test": "measure a saved model on a file with labels",
     "predict": "predict with a saved model, one JSON object a line",
     "perplexity": "how far texts are from what a saved language model was pretrained on",
+    "zero-shot": "multiple choice by a saved causal language model that was not trained on it",
     "generate": "go on with texts, by a saved causal language model",
 }
 
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     from llm_arch.types import UserError
 
     try:
-        import_module(f"llm_arch.cli.{verb}").run(rest)
+        import_module(f"llm_arch.cli.{verb.replace('-', '_')}").run(rest)
     except UserError as error:
         return _complain(str(error))
     except BrokenPipeError:  # `llm-arch predict … | head`

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,33 @@ def make(output: Path) -> list[Path]:
     return missing
 
 
-def checkpoint(output: Path, resume: str | None) -> str | None:
-    """The checkpoint to resume from: `auto` takes the last one if there is any; a path must exist."""
+def checkpoint(output: Path, resume: str | None, say: Callable[[str], None] = print) -> str | None:
+    """The checkpoint to resume from: `auto` takes the newest whole one if there is any; a path must be one.
+
+    Args:
+        output: the output directory.
+        resume: what the user asked for.
+        say: told about checkpoints that are damaged.
+
+    Raises:
+        UserError: the path is no checkpoint, or all there are are damaged.
+    """
     if resume is None:
         return None
+    from llm_arch.checkpoints import fault_of, newest
+
     if resume == "auto":
-        last = output / "checkpoints" / "last.ckpt"
-        return str(last) if last.is_file() else None
-    if not Path(resume).is_file():
+        found, damaged = newest(output / "checkpoints")
+        if damaged and found is None:
+            raise UserError(f"{damaged[0]}, and there is no other; start anew with --overwrite")
+        for fault in damaged:
+            say(f"--resume auto: {fault}; it is passed over")
+        return None if found is None else str(found)
+    path = Path(resume)
+    if not path.is_file():
         raise UserError(f"--resume {resume}: no such checkpoint; name a .ckpt file, or use --resume auto")
+    if fault := fault_of(path):
+        raise UserError(f"--resume {resume} {fault}; name another, or use --resume auto")
     return resume
 
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_arch.data.completion import CompletionData
-from llm_arch.data.written import Said
+from llm_arch.data.written import HOLE, Said
 from llm_arch.types import UserError
 
 PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
-HOLE = "\0"  # in what metrics are told of the prompt: where the text that was written goes
 
 
 class CodeGenerationData(CompletionData):

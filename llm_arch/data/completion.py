@@ -86,6 +86,10 @@ class CompletionData(WrittenData):
         """The prompt: of rows with the same one, none is cut off for another split."""
         return values.get(self.prompt_column or self.completion_column)
 
+    def example(self, split: str) -> str | None:
+        """A short prompt of a split, or None, as where it is more than a text alone."""
+        return None if self.control_columns or self.template != _PLACE else super().example(split)
+
     def record(self) -> dict[str, Any]:
         """Columns and limits that reading new rows needs."""
         return super().record() | {

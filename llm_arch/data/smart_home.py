@@ -10,12 +10,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from llm_arch.data.embedded import Embedded
 from llm_arch.types import UserError
 
 Row = dict[str, Any]
@@ -33,22 +33,16 @@ _SPACE = r"^\s+|\s+$|(?<=\s)\s+"  # all whitespace but the first of each run bet
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uac00-\ud7af"
 
 
-@dataclass(frozen=True)
-class SmartHome:
-    """The data set.
-
-    Attributes:
-        splits: "train", "validation" and "test", each a list of rows {"text", "label", "template", "spans"}; a slot is
-            {"start", "end", "label"} in characters of the text, end exclusive.
-        notes: sentences to print: which intents are only in training, and what was left out.
-    """
-
-    splits: dict[str, list[Row]]
-    notes: list[str]
+def embedded(part: str, language: str) -> Embedded:
+    """The set as a source of rows asks for it; it has no parts."""
+    return smart_home(language)
 
 
-def smart_home(language: str = "en", *, sentences_per_template: int = 16, seed: int = 0) -> SmartHome:
+def smart_home(language: str = "en", *, sentences_per_template: int = 16, seed: int = 0) -> Embedded:
     """Draw the smart-home commands of one language, split by template.
+
+    Rows are {"text", "label", "template", "spans"}; a slot is {"start", "end", "label"} in characters of the text, end
+    exclusive. The notes say which intents are only in training, and what was left out.
 
     A template is one sentence pattern of an intent. 70 / 10 / 20 % of an intent's templates, at least one each, go to
     training, validation and test, so that test asks for wording that training does not have. An intent with fewer than
@@ -116,7 +110,7 @@ def smart_home(language: str = "en", *, sentences_per_template: int = 16, seed: 
         ("Sentences kept in one split only, although templates of two splits gave them", shared),
         ("Templates left out for want of slot values or of a sentence that reads well", empty),
     ]
-    return SmartHome(splits, [f"{what}: {value}." for what, value in said if value])
+    return Embedded(splits, [f"{what}: {value}." for what, value in said if value])
 
 
 def _draw_templates(language: str, count: int, seed: int) -> tuple[dict[str, list[Row]], int]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from llm_arch.data.embedded import SPLITS, brings_splits, is_embedded, made, made_by, parse
 from llm_arch.data.files import READERS, Reader, Row
 from llm_arch.data.samples import SAMPLE, sample_file, sample_rows
 from llm_arch.types import UserError
 
 ANY_SUFFIX = ""
-EMBEDDED = "smart_home"
-_SPLITS = ("train", "validation", "test")
 
 
 class Source:
@@ -23,8 +20,9 @@ class Source:
 
     Args:
         name: a .csv, .tsv, .jsonl or .parquet file, `hub:NAME:SPLIT` (or `hub:NAME:CONFIG:SPLIT`),
-            `smart_home:SPLIT`, or `sample:NAME:SPLIT`.
-        language: language of the embedded set.
+            `sample:NAME:SPLIT`, or a set of installed packages (`SETS`): `smart_home:SPLIT`, `gettext:LANG:SPLIT`,
+            `chatterbot:LANG:SPLIT`, `stdlib:docstrings:SPLIT`, `stdlib:functions:SPLIT`.
+        language: language of `smart_home`.
         readers: how files are read that a format has beyond these, by suffix; `ANY_SUFFIX` stands for all others.
         columns: columns that will be asked for; a name with dots, such as `question.stem`, reaches into cells that hold
             mappings, where no column has that very name.
@@ -55,7 +53,7 @@ class Source:
     @property
     def is_file(self) -> bool:
         """Whether the rows lie in a local file."""
-        return not (self.name.startswith(("hub:", SAMPLE)) or self.name.split(":")[0] == EMBEDDED)
+        return not (self.name.startswith(("hub:", SAMPLE)) or is_embedded(self.name))
 
     def fingerprint(self) -> str:
         """Changes whenever the rows do; the same from run to run."""
@@ -66,11 +64,7 @@ class Source:
             return f"{self.name} {hashlib.sha256(sample_file(self.name).read_bytes()).hexdigest()}"
         if self.name.startswith("hub:"):
             return str(self._hub()._fingerprint)
-        try:
-            made_by = [version("home-assistant-intents"), version("hassil"), version("llm_arch")]
-        except PackageNotFoundError as error:
-            raise UserError("the embedded set needs its packages; run: pip install 'llm_arch[demo]'") from error
-        return " ".join([self.name, self.language, *made_by])
+        return " ".join([self.name, self.language, *made_by(parse(self.name).set)])
 
     def rows(self) -> Iterator[Row]:
         """Every row in order; a row that can't be read comes with its fault instead of stopping the others."""
@@ -119,26 +113,16 @@ class Source:
             yield values | {column: _named(values[column], names[column]) for column in names}
 
     def _embedded(self) -> list[dict[str, Any]]:
-        split = self.name.partition(":")[2] or "train"
-        if split not in _SPLITS:
-            raise UserError(f"{self.name}: the embedded set has the splits {', '.join(_SPLITS)}")
-        made = _made(self.language)
-        self.notes = made.notes
-        return made.splits[split]
-
-
-@cache
-def _made(language: str) -> Any:
-    """The embedded set, made once a process for all its splits."""
-    from llm_arch.data.smart_home import smart_home
-
-    return smart_home(language)
+        name, part, split = parse(self.name)
+        found = made(name, part, self.language)
+        self.notes = found.notes
+        return found.splits[split or "train"]
 
 
 def with_splits(train: str | None, validation: str | None, test: str | None) -> dict[str, str]:
-    """Name the source of each split; a set that brings its own (`smart_home`, `sample:NAME`) fills those not given."""
-    named = {"train": train, "validation": validation, "test": test}
-    if train is not None and (train == EMBEDDED or (train.startswith(SAMPLE) and train.count(":") == 1)):
+    """Name the source of each split; a set that brings its own (`gettext:de`, `sample:NAME`) fills those not given."""
+    named = dict(zip(SPLITS, (train, validation, test), strict=True))
+    if train is not None and (brings_splits(train) or (train.startswith(SAMPLE) and train.count(":") == 1)):
         named = {split: given if split != "train" and given else f"{train}:{split}" for split, given in named.items()}
     return {split: name for split, name in named.items() if name}
 

@@ -7,22 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm_arch.locate import locate
+from llm_arch.locate import for_transformers, locate
 from llm_arch.types import UserError
 
 
 def load_tokenizer(name: str) -> Any:
-    """The fast tokenizer of a directory, hub id or `package:NAME/FOLDER`.
+    """The fast tokenizer of a directory, .gguf file, hub id or `package:NAME/FOLDER`.
 
     Raises:
         UserError: when there is none.
     """
     from transformers import AutoTokenizer
 
-    place = locate(name)
+    place, more = for_transformers(locate(name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False, **more)
     except (OSError, ValueError, KeyError) as error:
+        if more:
+            raise UserError(f"{name}: the file holds no tokenizer that can be read ({error})") from error
         if Path(place).is_dir():
             reason = "the directory holds no tokenizer (tokenizer.json)"
         else:

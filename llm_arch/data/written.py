@@ -22,6 +22,8 @@ from llm_arch.data.collate import Numbers, flat_batch
 from llm_arch.data.module import DataModule
 from llm_arch.types import Backbone, Batch, Detokenizer, LabelSpace, Prediction, UserError
 
+HOLE = "\0"  # in what metrics are told of a prompt: where the text that was written goes
+
 
 class Said(NamedTuple):
     """A part of a row: its text, and whether it is to be learnt or given."""

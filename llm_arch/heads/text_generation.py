@@ -5,7 +5,7 @@ Legend: T tokens, R rows, M cells to learn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from llm_arch.heads.generated_texts import GeneratedTexts
 from llm_arch.heads.language_model import LanguageModel
-from llm_arch.heads.text_metrics import GeneratedTexts, check_metrics
+from llm_arch.heads.text_metrics import check_names
 from llm_arch.heads.vocabulary import LanguageModelMetrics
 from llm_arch.types import Batch, Detokenizer, Hidden, LabelSpace, Loss, Prediction, UserError
 
@@ -70,7 +71,7 @@ class TextGeneration(LanguageModel):
         top_k: int = 5,
     ) -> None:
         super().__init__(hidden_size, label_space, tied=tied, top_k=top_k)
-        check_metrics(metrics)
+        check_names(metrics)
         if follow not in ("perplexity", *metrics):
             raise UserError(f"head.follow must be perplexity or one of head.metrics {list(metrics)}, got {follow!r}")
         for name, value in (("max_new_tokens", max_new_tokens), ("beams", beams)):
@@ -123,7 +124,10 @@ class TextGeneration(LanguageModel):
 
     def metrics(self) -> Metric:
         """Perplexity and accuracy, and the metrics of texts once some were written."""
-        return GenerationMetrics(self.counted, lambda: self.detokenizer.language)
+        return GenerationMetrics(self.counted, self._language)
+
+    def _language(self) -> str:
+        return "en" if self._detokenizer is None else self._detokenizer.language
 
     def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
         """What was written; the data knows it as text."""
@@ -158,10 +162,11 @@ class GenerationMetrics(Metric):
 
     full_state_update = False
 
-    def __init__(self, names: Sequence[str], language: Any) -> None:
+    def __init__(self, names: Sequence[str], language: Callable[[], str]) -> None:
         super().__init__()
+        self.language = language
         self.tokens = LanguageModelMetrics()
-        self.texts = GeneratedTexts(names, language)
+        self.texts = GeneratedTexts(names)
 
     def update(self, nll: Tensor, right: Tensor, text_bytes: Tensor | None = None, *texts: Sequence[str]) -> None:
         """Count one batch.
@@ -173,11 +178,11 @@ class GenerationMetrics(Metric):
             *texts: R texts written, the right ones, and the prompts; none where no texts were written.
         """
         self.tokens.update(nll, right, text_bytes)
-        if texts:
-            self.texts.update(*texts)
+        self.texts.update(*(texts or ((), ())))
 
     def compute(self) -> dict[str, Tensor]:
         """All numbers by name; those of texts only where some were written."""
+        self.texts.language = self.language()
         return {**self.tokens.compute(), **self.texts.compute()}
 
     def reset(self) -> None:

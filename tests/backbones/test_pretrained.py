@@ -822,7 +822,7 @@ def test_a_hub_id_without_a_network() -> None:
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_an_encoder_decoder_is_refused(kind: str) -> None:
-    with pytest.raises(UserError, match=f"{kind} is an encoder–decoder; this backbone takes an encoder or a decoder"):
+    with pytest.raises(UserError, match=f"{kind} is an encoder–decoder; take EncoderDecoder in place of"):
         Pretrained(config={"model_type": kind, "vocab_size": 20, "d_model": 8})
 
 

@@ -67,7 +67,8 @@ def logged(folder, name):
 
 
 def files(folder):
-    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+    """All but the state before the last, which is there from the second time on."""
+    return sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name != "previous.ckpt")
 
 
 # What is followed

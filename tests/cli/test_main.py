@@ -165,4 +165,4 @@ def test_exit_codes_of_a_process(tmp_path: Path) -> None:
 
 def test_every_verb_has_a_module_with_run() -> None:
     folder = Path(str(main_module.__file__)).parent
-    assert all((folder / f"{name}.py").is_file() for name in VERBS)
+    assert all((folder / f"{name.replace('-', '_')}.py").is_file() for name in VERBS)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import llm_arch.data.smart_home as module
-from llm_arch.data.smart_home import CAPS, SmartHome, smart_home
+from llm_arch.data.embedded import Embedded
+from llm_arch.data.smart_home import CAPS, smart_home
 from llm_arch.types import UserError
 
 pytest.importorskip("hassil")
@@ -37,11 +38,11 @@ THIN = {
 
 
 @pytest.fixture(scope="module")
-def english() -> SmartHome:
+def english() -> Embedded:
     return smart_home()
 
 
-def check(data: SmartHome) -> None:
+def check(data: Embedded) -> None:
     """What holds in every language."""
     assert list(data.splits) == ["train", "validation", "test"]
     assert data.splits["train"]
@@ -80,7 +81,7 @@ def check_row(row: dict[str, Any]) -> None:
         end = slot["end"]
 
 
-def test_english_is_sound_and_of_the_size_we_say(english: SmartHome) -> None:
+def test_english_is_sound_and_of_the_size_we_say(english: Embedded) -> None:
     check(english)
     rows = {split: len(rows) for split, rows in english.splits.items()}
     assert 3000 <= rows["train"] <= 6000
@@ -89,7 +90,7 @@ def test_english_is_sound_and_of_the_size_we_say(english: SmartHome) -> None:
     assert len({row["label"] for row in english.splits["train"]}) == 42
 
 
-def test_thin_intents_are_only_in_training_and_named(english: SmartHome) -> None:
+def test_thin_intents_are_only_in_training_and_named(english: Embedded) -> None:
     labels = {split: {row["label"] for row in rows} for split, rows in english.splits.items()}
     assert labels["train"] - labels["test"] == THIN
     assert labels["train"] - labels["validation"] == THIN
@@ -97,7 +98,7 @@ def test_thin_intents_are_only_in_training_and_named(english: SmartHome) -> None
     assert {name.strip(" .") for name in note.partition(":")[2].split(",")} == THIN
 
 
-def test_about_a_fifth_of_an_intents_templates_are_in_test(english: SmartHome) -> None:
+def test_about_a_fifth_of_an_intents_templates_are_in_test(english: Embedded) -> None:
     templates: defaultdict[str, dict[str, set[str]]] = defaultdict(lambda: {split: set() for split in english.splits})
     for split, rows in english.splits.items():
         for row in rows:
@@ -110,7 +111,7 @@ def test_about_a_fifth_of_an_intents_templates_are_in_test(english: SmartHome) -
             assert len(by_split["validation"]) == pytest.approx(max(1, 0.1 * total), abs=1.5), label
 
 
-def test_slots_hold_values_of_their_kind(english: SmartHome) -> None:
+def test_slots_hold_values_of_their_kind(english: Embedded) -> None:
     values: defaultdict[str, set[str]] = defaultdict(set)
     for row in english.splits["train"]:
         for slot in row["spans"]:
@@ -123,7 +124,7 @@ def test_slots_hold_values_of_their_kind(english: SmartHome) -> None:
     assert len(values["area"]) >= 15
 
 
-def test_names_suit_the_command(english: SmartHome) -> None:
+def test_names_suit_the_command(english: Embedded) -> None:
     named = {
         row["text"][slot["start"] : slot["end"]]
         for row in english.splits["train"]

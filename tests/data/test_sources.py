@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llm_arch.data.sources as module
+from llm_arch.data.embedded import SPLITS, Embedded
 from llm_arch.data.sources import Row, Source, with_splits
 from llm_arch.types import UserError
 
@@ -312,10 +312,8 @@ def test_without_a_network_the_error_says_what_to_do() -> None:
 
 
 def test_embedded_splits_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(
-        notes=["a note"], splits={"train": [{"text": "a"}], "validation": [], "test": [{"text": "b"}]}
-    )
-    monkeypatch.setattr(module, "_made", lambda language: {"de": made}[language])
+    made = Embedded({"train": [{"text": "a"}], "validation": [], "test": [{"text": "b"}]}, ["a note"])
+    monkeypatch.setattr(module, "made", lambda *named: {("smart_home", "", "de"): made}[named])
     source = Source("smart_home:test", "de")
     assert not source.is_file
     assert list(source.rows()) == [Row(1, {"text": "b"})]
@@ -332,6 +330,12 @@ def test_embedded_splits_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
         (("t.csv", None, "x.csv"), ("t.csv", None, "x.csv")),
         ((None, None, "smart_home:test"), (None, None, "smart_home:test")),
         ((None, None, None), (None, None, None)),
+        (("gettext:de", None, "x.csv"), ("gettext:de:train", "gettext:de:validation", "x.csv")),
+        (("stdlib:functions", None, None), tuple(f"stdlib:functions:{split}" for split in SPLITS)),
+        (("stdlib:functions:test", None, None), ("stdlib:functions:test", None, None)),
+        # Corpora, which are cut into splits.
+        (("stdlib:docs", None, None), ("stdlib:docs", None, None)),
+        (("stdlib", None, "x.txt"), ("stdlib", None, "x.txt")),
     ],
 )
 def test_with_splits(given_names: tuple[str | None, ...], expected: tuple[str | None, ...]) -> None:

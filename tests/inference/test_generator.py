@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from llm_arch.backbones.encoder_decoder import EncoderDecoder
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.backbones.recurrent import RecurrentEncoder
+from llm_arch.data.collate import make_batch
+from llm_arch.data.completion import CompletionData
 from llm_arch.data.masked_tokens import MaskedTokenData
 from llm_arch.data.next_tokens import NextTokenData
 from llm_arch.heads.language_model import LanguageModel
 from llm_arch.heads.masked_language_model import MaskedLanguageModel
+from llm_arch.heads.text_generation import TextGeneration
 from llm_arch.inference import load, save
 from llm_arch.inference.directory import Model
 from llm_arch.inference.generator import Generator
 from llm_arch.task import Task
-from llm_arch.types import LabelSpace, UserError
+from llm_arch.types import Backbone, LabelSpace, UserError
 
 PROMPTS = ["turn on the", "warm", "open the window in the kitchen and close the door of", "stop the music"]
 
@@ -137,3 +142,76 @@ def test_models_that_do_not_generate(tmp_path: Path, tokenizer: str) -> None:
     recurrent = save(task, NextTokenData(tokenizer=tokenizer, max_length=32), tmp_path / "lstm")
     with pytest.raises(UserError, match="a RecurrentEncoder only tells the next token"):
         Generator(recurrent)
+
+
+# Data with texts to write
+
+
+def writer(folder: Path, tokenizer: str, backbone: Backbone | str, **options: object) -> Model:
+    torch.manual_seed(0)
+    data = CompletionData(tokenizer=tokenizer, max_length=32, **options)  # type: ignore[arg-type]
+    task = Task(backbone, TextGeneration, LabelSpace(()), vocabulary=data.vocabulary)
+    for parameter in task.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    return load(save(task, data, folder))
+
+
+def kinds() -> dict[str, Backbone | str]:
+    t5 = {"model_type": "t5", "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
+    return {
+        "decoder": "tiny:gpt2",
+        "encoder-decoder": EncoderDecoder(encoder="tiny:bert"),
+        "t5": EncoderDecoder(config={**t5, "decoder_start_token_id": 5}),
+    }
+
+
+def by_a_loop(model: Model, prompt: dict[str, str], count: int) -> list[int]:
+    """The likeliest token, again and again, with the whole batch run anew each time."""
+    data = model.data
+    columns = data.encode([prompt])[0]
+    found: list[int] = []
+    for _ in range(count):
+        batch = data.collate({**columns, "index": [0], "epoch": 0}, labelled=False)
+        ids = torch.cat([batch.input_ids, torch.tensor(found, dtype=torch.long)])
+        longer = make_batch({"input_ids": [ids.tolist()], "token_type_ids": [None], "index": [0]})
+        longer = replace(longer, source=batch.source)
+        with torch.inference_mode():
+            state = model.backbone(longer).last_TD[-1:]
+            found.append(int(model.head.logits(state).argmax()))  # type: ignore[operator]
+        if found[-1] == data.tokenizer.sep_token_id:
+            break
+    return found
+
+
+@pytest.mark.parametrize("kind", list(kinds()))
+def test_completions_are_a_plain_loop(kind: str, tmp_path: Path, tokenizer: str) -> None:
+    model = writer(tmp_path / "model", tokenizer, kinds()[kind])
+    generator = Generator(model)
+    assert not generator.continues
+    found = generator(PROMPTS, max_new_tokens=6, batch_size=3)
+    tokens = [by_a_loop(model, {"prompt": prompt}, 6) for prompt in PROMPTS]
+    assert found == [model.data.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
+    assert len(set(found)) > 1
+    assert [generator(prompt, max_new_tokens=6)[0] for prompt in PROMPTS] == found
+    pieces: list[str] = []
+    assert generator.stream(PROMPTS[0], pieces.append, max_new_tokens=6) == found[0]
+    assert "".join(pieces).strip() == found[0]
+    assert len(generator(PROMPTS, max_new_tokens=4, num_beams=2)) == len(PROMPTS)
+
+
+def test_prompts_with_several_columns(tmp_path: Path, tokenizer: str) -> None:
+    model = writer(tmp_path / "model", tokenizer, kinds()["encoder-decoder"], control_columns=["tone"])
+    generator = Generator(model)
+    rows = [{"prompt": "warm", "tone": "kind"}, {"prompt": "warm", "tone": "rude and long"}]
+    found = generator(rows, max_new_tokens=6)
+    assert found[0] != found[1]
+    assert generator(rows[1], max_new_tokens=6) == found[1:]
+    with pytest.raises(UserError, match="prompt 2 has no 'tone'; it has: prompt"):
+        generator([rows[0], "warm"])
+    with pytest.raises(UserError, match="prompt 1: 'prompt' is empty"):
+        generator({"prompt": " ", "tone": "kind"})
+
+
+def test_a_corpus_is_continued(model: Model) -> None:
+    assert Generator(model).continues

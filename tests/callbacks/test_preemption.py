@@ -1,0 +1,148 @@
+"""A run that is told to go saves at the end of its step; the resumed one ends where the undisturbed one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from llm_arch.callbacks.checkpoint import Checkpoint
+from llm_arch.callbacks.preemption import Preempted, Preemption
+from llm_arch.data.classification import TextClassificationData
+from llm_arch.heads.classification import SequenceClassification
+from llm_arch.task import Task
+from llm_arch.trainer import Trainer
+from llm_arch.types import LabelSpace, UserError
+
+
+class Tell(L.Callback):
+    """Sends this process a signal in the middle of something."""
+
+    def __init__(self, hook: str, count: int, number: int = signal.SIGTERM) -> None:
+        def tell(trainer: Any, *_: Any, **__: Any) -> None:
+            if not trainer.sanity_checking:
+                self.seen += 1
+                if self.seen == count:
+                    os.kill(os.getpid(), number)
+
+        self.seen = 0
+        setattr(self, hook, tell)
+
+
+class Scores(L.Callback):
+    def __init__(self) -> None:
+        self.found: list[tuple[int, float]] = []
+
+    def on_validation_end(self, trainer: Any, task: Any) -> None:
+        if not trainer.sanity_checking:
+            self.found.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+
+
+@pytest.fixture
+def run(rows: Any, write_rows: Callable[..., str], tokenizer: str, tmp_path: Path) -> Callable[..., Any]:
+    file = write_rows(rows(28))
+
+    def make(folder: str, *callbacks: Any, resume: bool = False, **options: Any) -> Any:
+        L.seed_everything(3, verbose=False)
+        data = TextClassificationData(
+            file, tokenizer=tokenizer, batch_size=3, validation_fraction=0.3, evaluation_tokens=20,
+            cache_dir=str(tmp_path / "cache"),
+        )  # fmt: skip
+        task = Task("tiny:bert", partial(SequenceClassification, dropout=0.2), LabelSpace(("off", "on")))
+        scores = Scores()
+        trainer = Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            precision="32-true",
+            logger=False,
+            enable_progress_bar=False,
+            callbacks=[*callbacks, scores],
+            default_root_dir=str(tmp_path / folder),
+            **options,
+        )
+        last = tmp_path / folder / "checkpoints" / "last.ckpt"
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
+        except Preempted as told:
+            return trainer, task, scores, told
+        return trainer, task, scores, None
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("hook", "count"),
+    [
+        ("on_train_batch_start", 2),
+        ("on_train_batch_start", 6),  # the last of an epoch, where a validation is due
+        ("on_before_optimizer_step", 9),
+        ("on_validation_batch_start", 2),
+        ("on_validation_batch_end", 1),
+    ],
+)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_told_anywhere_nothing_is_lost(hook: str, count: int, accumulation: int, run: Callable[..., Any]) -> None:
+    if hook == "on_before_optimizer_step" and accumulation == 2:
+        count = 4
+    options = {"accumulate_grad_batches": accumulation}
+    _, straight, expected, _ = run("straight", **options)
+    trainer, _, first, told = run("told", Tell(hook, count), **options)
+    assert told is not None
+    assert told.name == "SIGTERM"
+    assert Path(told.path).is_file()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    saved = torch.load(told.path, weights_only=True)
+    assert saved["global_step"] == trainer.global_step
+    _, resumed, second, _ = run("told", resume=True, **options)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    # Every validation was done once, with the same numbers.
+    assert first.found + second.found == expected.found
+
+
+def test_sigusr1_too_and_a_job_is_queued_again(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    fake = bin_ / "scontrol"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    *_, told = run("told", Tell("on_train_batch_start", 2, signal.SIGUSR1), Preemption(requeue=True))
+    assert told.name == "SIGUSR1"
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+
+
+def test_without_checkpoints_it_goes_all_the_same(run: Callable[..., Any]) -> None:
+    *_, told = run("bare", Tell("on_train_batch_start", 2), enable_checkpointing=False)
+    assert told.path is None
+
+
+def test_the_state_is_kept_by_the_clock(run: Callable[..., Any], tmp_path: Path) -> None:
+    class Names(L.Callback):
+        steps: list[int] = []
+
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            last = tmp_path / "clock" / "checkpoints" / "last.ckpt"
+            if last.exists():
+                self.steps.append(torch.load(last, weights_only=True)["global_step"])
+
+    run("clock", Names(), Checkpoint(every_minutes=1e-9))
+    assert Names.steps[:4] == [1, 2, 3, 4]
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match="signals must be of"):
+        Preemption(("SIGKILL",))
+    with pytest.raises(UserError, match="every_minutes must be above 0"):
+        Checkpoint(every_minutes=0)
