@@ -154,6 +154,7 @@ class Task(L.LightningModule):
             loop.batch_progress.reset()
             self.trainer.validating = True
             loop.run()
+            loop._has_run = False  # else Lightning ends this epoch, and those that follow, as done
             self.trainer.training = True
         self._mark = time.perf_counter()
         trainer, every, step = self.trainer, self.trainer.val_check_batch, self.trainer.accumulate_grad_batches
@@ -297,8 +298,9 @@ class Task(L.LightningModule):
     def _validates_here(self) -> bool:
         """Whether the trainer looks at the validation rows after the micro-batch that it has just done."""
         loop = self.trainer.fit_loop
-        started = loop._data_fetcher is not None and loop.epoch_loop.batch_progress.current.ready > 0
-        return started and bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+        if loop._data_fetcher is None or loop.epoch_loop.batch_progress.current.ready == 0:
+            return False
+        return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
     # Evaluation
 

@@ -18,6 +18,7 @@ from transformers import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -130,11 +131,14 @@ def continued(
         inputs: numbers of rows → what `generate` reads of them; beginnings are filled up in front.
         lengths: tokens of each beginning.
         limits: where texts end.
-        options: of transformers' `generate`.
+        options: of transformers' `generate`; and `constrain`, which makes logits processors from the length of the
+            beginnings, padding included, and how many tokens may be added.
 
     Raises:
         UserError: an option that is not taken, or no room.
     """
+    options = dict(options)
+    constrain = options.pop("constrain", None)
     taken = [name for name in _NOT_TAKEN if options.get(name)]
     if taken and not (taken == ["num_return_sequences"] and options["num_return_sequences"] == 1):
         raise UserError(f"{taken[0]} can't be used here: there is one text for each beginning; leave it out")
@@ -156,6 +160,8 @@ def continued(
         begun = fields["decoder_input_ids"] if shell.config.is_encoder_decoder else fields["input_ids"]
         if shell.config.is_encoder_decoder:
             fields["decoder_start_token_id"] = int(begun[0, 0])
+        if constrain is not None:
+            fields["logits_processor"] = LogitsProcessorList(constrain(begun.shape[1], room))
         with torch.no_grad():
             out = shell.generate(
                 **fields,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llm_arch.types import UserError
 
 if TYPE_CHECKING:
-    from yaml.nodes import Node  # type: ignore[import-untyped]
+    from yaml.nodes import Node
 
 
 def shipped() -> Path:
@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, str]:
     Raises:
         UserError: when it is no YAML mapping, or sets a key twice; names the line.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)

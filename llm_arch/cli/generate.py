@@ -95,7 +95,7 @@ def _show(text: str) -> None:
 
 def _talk(generator: Generator, generation: Mapping[str, Any]) -> None:
     """Answer line by line, with all that was said before, until the input ends."""
-    data = generator.model.data
+    data: Any = generator.model.data
     if not hasattr(data, "messages_column"):
         raise UserError(f"{generator.model.directory} was trained on no dialogues; use --prompt, or a model that was")
     messages: list[dict[str, str]] = []

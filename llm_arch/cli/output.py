@@ -119,8 +119,8 @@ def checkpoint(output: Path, resume: str | None, say: Callable[[str], None] = pr
         found, damaged = newest(output / "checkpoints")
         if damaged and found is None:
             raise UserError(f"{damaged[0]}, and there is no other; start anew with --overwrite")
-        for fault in damaged:
-            say(f"--resume auto: {fault}; it is passed over")
+        for one in damaged:
+            say(f"--resume auto: {one}; it is passed over")
         return None if found is None else str(found)
     path = Path(resume)
     if not path.is_file():

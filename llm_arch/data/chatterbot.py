@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from llm_arch.data.embedded import Embedded, divided, package_folder
 from llm_arch.types import UserError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import TextStreamer
 
 from llm_arch.data.reading import encoding_faults, missing
 from llm_arch.heads.language_model import LanguageModel
+from llm_arch.inference.constraints import Constraints
 from llm_arch.inference.directory import Model, load
 from llm_arch.precision import use_fast_fp32
 from llm_arch.task import WritesTexts
@@ -72,7 +74,11 @@ class Generator:
             prompts: one text or several; where a prompt has several columns, such as control codes, a mapping of them.
             max_new_tokens: tokens to add at most; fewer where the model ends the text or its context is full.
             batch_size: prompts of like length that are continued together.
-            **options: of transformers' `generate`, such as do_sample, temperature, top_k, top_p, num_beams.
+            **options: of transformers' `generate`, such as do_sample, temperature, top_k, top_p, num_beams; and
+                `constraints`, what must hold of the texts.
+
+        Raises:
+            UserError: a prompt that can't be used, or a constraint that can't be met.
         """
         prompts = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         columns = self._encode(prompts)
@@ -127,12 +133,18 @@ class Generator:
         chosen: dict[str, Any] = {name: [values[i] for i in rows] for name, values in columns.items()}
         chosen |= {"index": list(rows), "epoch": 0}
         batch = self.model.data.collate(chosen, labelled=False).to(self.device)
-        how = self.detokenizer
-        return how.decode(
-            self.model.backbone.generate(
-                batch, self.head.logits, end=how.end, pad=how.pad, max_new_tokens=max_new_tokens, **options
-            )
+        how, options = self.detokenizer, dict(options)
+        given: Constraints | None = options.pop("constraints", None)
+        if given is not None:
+            beams = options.get("num_beams", 1)
+            options["constrain"] = partial(given.processors, self.model.data.tokenizer, end=how.end, num_beams=beams)
+        tokens = self.model.backbone.generate(
+            batch, self.head.logits, end=how.end, pad=how.pad, max_new_tokens=max_new_tokens, **options
         )
+        texts = how.decode(tokens)
+        if given is not None:
+            given.require(texts)
+        return texts
 
 
 def _detokenizer(model: Model) -> Detokenizer:

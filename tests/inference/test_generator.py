@@ -20,6 +20,7 @@ from llm_arch.heads.language_model import LanguageModel
 from llm_arch.heads.masked_language_model import MaskedLanguageModel
 from llm_arch.heads.text_generation import TextGeneration
 from llm_arch.inference import load, save
+from llm_arch.inference.constraints import Constraints
 from llm_arch.inference.directory import Model
 from llm_arch.inference.generator import Generator
 from llm_arch.task import Task
@@ -215,3 +216,19 @@ def test_prompts_with_several_columns(tmp_path: Path, tokenizer: str) -> None:
 
 def test_a_corpus_is_continued(model: Model) -> None:
     assert Generator(model).continues
+
+
+def test_constraints_hold_in_batches_and_streams(model: Model) -> None:
+    generator = Generator(model)
+    plain = generator(["turn on the light", "open"], max_new_tokens=6)
+    banned = next(word for word in plain[0].split() if word.isalpha())
+    without = generator(["turn on the light", "open"], max_new_tokens=6, constraints=Constraints(ban=[banned]))
+    assert without != plain
+    assert all(banned not in text for text in without)
+    wanted = Constraints(include=["kitchen"])
+    texts = generator(["turn on the light", "open", "stop"], max_new_tokens=8, batch_size=2, constraints=wanted)
+    assert all("kitchen" in text.split() for text in texts)
+    shown: list[str] = []
+    assert "kitchen" in generator.stream("open", shown.append, max_new_tokens=8, constraints=wanted)
+    with pytest.raises(UserError, match="kitchen"):
+        generator("open", max_new_tokens=8, constraints=Constraints(include=["kitchen"], ban=["kitchen"]))
