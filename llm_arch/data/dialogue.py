@@ -117,6 +117,10 @@ class DialogueData(WrittenData):
             turns = turns[: last + 1]
         return self._templated(turns, labelled) if self._has_template else self._plain(turns, labelled)
 
+    def spoken(self, values: Mapping[str, Any]) -> list[str]:
+        """The turns, whatever template the tokenizer to come may have."""
+        return [part.text for part in self._plain(self._turns(values), labelled=True)]
+
     def _plain(self, turns: list[tuple[str, str]], labelled: bool) -> list[Said]:
         """A line each."""
         parts = []

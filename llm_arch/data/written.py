@@ -81,6 +81,10 @@ class WrittenData(DataModule):
     def said(self, values: Mapping[str, Any], labelled: bool) -> list[Said]:
         """The texts of a row in order; the last is to be learnt where it is labelled, else the answer follows it."""
 
+    def spoken(self, values: Mapping[str, Any]) -> list[str]:
+        """The texts of a row, for a tokenizer that is to be trained on them."""
+        return [part.text for part in self.said(values, True)]
+
     @property
     def separator(self) -> list[int]:
         """Tokens that a decoder sees between what is given and what is to be written."""
@@ -156,7 +160,7 @@ class WrittenData(DataModule):
             for row in self.source(source).rows():
                 try:
                     if row.fault is None and self.fault(row.values, True) is None:
-                        yield from (part.text for part in self.said(row.values, True))
+                        yield from self.spoken(row.values)
                 except KeyError:  # without a column, of which reading the rows will complain
                     continue
 
