@@ -9,7 +9,7 @@ from llm_arch.augmentation.base import Method, Request, checked_least
 from llm_arch.augmentation.rows import TextRow, Values
 from llm_arch.augmentation.sampling import checked_sampling, sample
 from llm_arch.inference.directory import Model
-from llm_arch.inference.generator import Generator
+from llm_arch.inference.generator import Generator, Prompt
 from llm_arch.types import UserError
 
 _LABEL = "{label}"
@@ -18,8 +18,9 @@ _LABEL = "{label}"
 class Continuation(Method):
     """The model goes on with a prompt that names the label; the first line of it is the text of the new row.
 
-    It should have been fine-tuned on texts that begin so, each a line such as `complaint: the parcel is late`. As it
-    may miss the label all the same, keep only what a classifier agrees with (`filters.Agreement`).
+    It should have been fine-tuned on texts that begin so, each a line such as `complaint: the parcel is late`. A model
+    that writes by control codes (`CompletionData`) is asked with the columns of the row that it was trained with
+    instead. As it may miss the label all the same, keep only what a classifier agrees with (`filters.Agreement`).
 
     Args:
         model: a model directory trained with a LanguageModel head on a decoder, or a loaded `Model`.
@@ -59,6 +60,9 @@ class Continuation(Method):
         self.template, self.max_new_tokens, self.batch_size = template, max_new_tokens, batch_size
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.generator = Generator(model, device=device, trust=trust)
+        data = self.generator.model.data
+        codes = bool(getattr(data, "control_columns", None))
+        self._asked_by = [name for name, always in data.columns.items() if always] if codes else []
 
     def fault(self, row: TextRow) -> str | None:
         """Rows without a label, with two texts, or with something labelled in the text."""
@@ -66,13 +70,23 @@ class Continuation(Method):
             return fault
         if len(row.passages) > 1:
             return f"has two texts, and the method {self.name!r} writes one; take another method"
-        return None if row.label else "has no label to write a text for; add one, or take another method"
+        absent = next((name for name in self._asked_by if row.values.get(name) is None), None)
+        if absent is not None:
+            return f"has no {absent!r}, by which the model writes; add it, or take another method"
+        if row.label or self._asked_by:
+            return None
+        return "has no label to write a text for; add one, or take another method"
+
+    def _prompt(self, row: TextRow) -> Prompt:
+        if self._asked_by:
+            return {name: row.values[name] for name in self._asked_by}
+        return self.template.replace(_LABEL, row.label or "")
 
     def __call__(self, requests: Sequence[Request]) -> list[Values | None]:
         """New rows; none where the model ends the text at once."""
         texts = sample(
             self.generator,
-            [self.template.replace(_LABEL, request.row.label or "") for request in requests],
+            [self._prompt(request.row) for request in requests],
             [request.key for request in requests],
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from llm_arch.inference.generator import Generator
+from llm_arch.inference.generator import Generator, Prompt
 from llm_arch.seeding import mix
 from llm_arch.types import UserError
 
@@ -35,7 +35,7 @@ def checked_sampling(temperature: float | None, top_k: int | None, top_p: float 
 
 def sample(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     keys: Sequence[int],
     *,
     max_new_tokens: int,
@@ -58,9 +58,10 @@ def sample(
     """
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
-        groups[prompt].append(i)
+        groups[repr(prompt)].append(i)
     found = [""] * len(prompts)
-    for prompt, places in groups.items():
+    for places in groups.values():
+        prompt = prompts[places[0]]
         for start in range(0, len(places), batch_size):
             chosen = places[start : start + batch_size]
             steps = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])

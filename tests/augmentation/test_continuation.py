@@ -13,9 +13,10 @@ import torch
 from llm_arch.augmentation import Columns, Continuation, Request, augment
 from llm_arch.augmentation.rows import read_row
 from llm_arch.augmentation.sampling import sample
-from llm_arch.data import MaskedTokenData, NextTokenData
+from llm_arch.data import CompletionData, MaskedTokenData, NextTokenData
 from llm_arch.heads.language_model import LanguageModel
 from llm_arch.heads.masked_language_model import MaskedLanguageModel
+from llm_arch.heads.text_generation import TextGeneration
 from llm_arch.inference import load, save
 from llm_arch.inference.directory import Model
 from llm_arch.inference.generator import Generator
@@ -156,3 +157,18 @@ def test_mistakes(model: Model, tmp_path: Path, tokenizer: str) -> None:
     masked = save(task, MaskedTokenData(tokenizer=tokenizer, max_length=32), tmp_path / "masked")
     with pytest.raises(UserError, match="does not generate"):
         Continuation(masked)
+
+
+def test_a_model_with_control_codes_is_asked_by_them(tmp_path: Path, tokenizer: str) -> None:
+    data = CompletionData(
+        tokenizer=tokenizer, max_length=32, prompt_column=None, control_columns=["label"], completion_column="text"
+    )
+    directory = save(Task("tiny:gpt2", TextGeneration, LabelSpace(())), data, tmp_path / "writer")
+    rows = [{"text": "turn it on", "label": "on"}, {"text": "turn it off", "label": "off"}]
+    method = Continuation(directory, max_new_tokens=4)
+    made = augment(rows, method, copies=2)
+    assert made.made + made.unchanged == 4
+    again = augment(rows, method, copies=2, batch_size=1)
+    assert [row["text"] for row in made.new] == [row["text"] for row in again.new]
+    with pytest.raises(UserError, match="has no 'label', by which the model writes"):
+        augment([{"text": "turn it on"}], method)
