@@ -232,7 +232,7 @@ def quality(options: argparse.Namespace, root: Path) -> None:
 def write_quality(runs: list[dict[str, Any]], silence: dict[str, float], options: argparse.Namespace) -> None:
     """Results so far as json and table."""
     lines = [
-        "| | F1 by seed | F1 | F1, answerable | EM | EM, answerable | XQuAD-en F1 | the same, all answered | CPU minutes |"
+        "| | F1 by seed | F1 | F1, answerable | EM | EM, answerable | XQuAD-en F1 | all answered | CPU minutes |"
     ]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     for who, name in (("ours", "ours"), ("stock", "stock Trainer")):
