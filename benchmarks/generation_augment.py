@@ -3,9 +3,9 @@
     python -m benchmarks.generation augment --data DIR [--seeds 0 1 2 3 4] [--copies 3] [--steps 200]
 
 For each seed, eight training rows of each of the 77 intents are drawn. MiniLM-L6 is fine-tuned on them alone, and on
-them together with rows that word-level edits made of them (EDA), near-duplicates left out; both for the same number of
-steps of 32 rows, with the package's defaults, and measured on the official test rows. The gain is that of pairs of equal
-seeds, with a 95 % interval by Student's t.
+them together with rows that word-level edits made of them (EDA), near-duplicates left out; both for as many steps of 32
+rows, with the package's defaults, and measured on the official test rows. The gain is that of pairs of equal seeds,
+with a 95 % interval by Student's t.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from torch import nn
 
 from llm_arch.types import Backbone, UserError
 
+_EMBEDS = re.compile(r"embed|\bshared\b")
 _FINAL_NORMS = ("norm", "ln_f", "final_norm", "final_layer_norm")
 
 Freeze = Literal["none", "backbone", "embeddings"] | int
@@ -34,6 +36,11 @@ def freeze_backbone(backbone: Backbone, what: Freeze) -> None:
         above = {id(p) for layer in layers[what:] for p in layer.parameters()}
         # What lies outside the stack is embeddings below it, or a final norm above, which belongs to the top.
         final = {id(p) for m in _beside(backbone, layers) for p in m.parameters()}
+        if backbone.encoder_decoder:  # of two stacks much lies beside both: only embeddings are below
+            inside = {id(p) for layer in layers for p in layer.parameters()}
+            final = {
+                id(p) for name, p in backbone.named_parameters() if id(p) not in inside and not _EMBEDS.search(name)
+            }
         for parameter in backbone.parameters():
             if id(parameter) not in above and id(parameter) not in final:
                 parameter.requires_grad_(False)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm_arch.backbones.encoder_decoder import EncoderDecoder
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.data.collate import make_batch
 from llm_arch.freezing import freeze_backbone
@@ -94,3 +95,29 @@ def test_weights_stay(tmp_path: Any) -> None:
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     freeze_backbone(backbone, 1)
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 40},
+        {
+            "model_type": "bart",
+            "d_model": 16,
+            "vocab_size": 40,
+            **{f"{part}_layers": 2 for part in ("encoder", "decoder")},
+            **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+            **{f"{part}_ffn_dim": 16 for part in ("encoder", "decoder")},
+        },
+    ],
+    ids=["t5", "bart"],
+)
+def test_of_an_encoder_decoder_the_first_layers_and_the_embeddings_rest(config: dict[str, Any]) -> None:
+    backbone = EncoderDecoder(config=config)
+    freeze_backbone(backbone, 2)
+    encoder, decoder = backbone.layers[:2], backbone.layers[2:]
+    assert not any(p.requires_grad for layer in encoder for p in layer.parameters())
+    assert all(p.requires_grad for layer in decoder for p in layer.parameters())
+    assert not backbone.embeddings.weight.requires_grad
+    norms = [p for name, p in backbone.named_parameters() if "final_layer_norm" in name and "decoder" in name]
+    assert all(p.requires_grad for p in norms)

@@ -25,7 +25,9 @@ run
 
 data
   --data.train FILE              .csv, .tsv, .jsonl, .parquet, hub:NAME:SPLIT, embedded: smart_home,
-                                 sample:NAME; task/ner reads any other file as CoNLL
+                                 sample:NAME, gettext:de, chatterbot:english, stdlib:docstrings …;
+                                 task/ner reads any other file as CoNLL, task/translation takes
+                                 two parallel files, as A.en,A.de
   --data.validation FILE         otherwise cut off the training rows
   --data.test FILE               otherwise the validation rows are measured
   --data.text_column NAME        column of the text (default: text)
@@ -49,7 +51,8 @@ model
                                  --model.optimizer.lr and so on
   --model.lr_scheduler CLASS     Linear, Cosine, Constant or WarmupStableDecay; then
                                  --model.lr_scheduler.warmup …
-  --model.head.KEY VALUE         arguments of the head: class_weights, label_smoothing, binary …
+  --model.head.KEY VALUE         arguments of the head: class_weights, label_smoothing, binary,
+                                 metrics, follow, max_new_tokens …
 
 trainer
   --trainer.max_epochs N         --trainer.precision P, --trainer.devices N,
