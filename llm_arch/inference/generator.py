@@ -112,7 +112,14 @@ class Generator:
                 raise UserError(f"prompt {number} {absent}; it has: {', '.join(map(str, row))}")
             if writes and (fault := data.fault(row, False)):
                 raise UserError(f"prompt {number}: {fault}")
-        columns = data.encode(rows)[0]
+        columns, counts = data.encode(rows)
+        # Of a conversation the oldest turns go; any other prompt is wanted whole.
+        if writes and counts.get("truncated") and getattr(data, "keeps_start", True):
+            number = next(i for i, row in enumerate(rows, start=1) if data.encode([row])[1]["truncated"])
+            raise UserError(
+                f"prompt {number} is longer than the model was trained to read: {data.max_length} tokens, of which "
+                f"{data.max_completion} are kept for what is written; shorten it"  # type: ignore[attr-defined]
+            )
         for i, fault in encoding_faults(columns).items() if writes else ():
             raise UserError(f"prompt {i + 1}: {fault}")
         for number, (ids, row) in enumerate(zip(columns["input_ids"], rows, strict=True), start=1):

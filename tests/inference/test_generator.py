@@ -14,6 +14,7 @@ from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.backbones.recurrent import RecurrentEncoder
 from llm_arch.data.collate import make_batch
 from llm_arch.data.completion import CompletionData
+from llm_arch.data.dialogue import DialogueData
 from llm_arch.data.masked_tokens import MaskedTokenData
 from llm_arch.data.next_tokens import NextTokenData
 from llm_arch.heads.language_model import LanguageModel
@@ -232,3 +233,13 @@ def test_constraints_hold_in_batches_and_streams(model: Model) -> None:
     assert "kitchen" in generator.stream("open", shown.append, max_new_tokens=8, constraints=wanted)
     with pytest.raises(UserError, match="kitchen"):
         generator("open", max_new_tokens=8, constraints=Constraints(include=["kitchen"], ban=["kitchen"]))
+
+
+def test_a_prompt_that_is_too_long_is_said(tmp_path: Path, tokenizer: str) -> None:
+    data = CompletionData(tokenizer=tokenizer, max_length=16, max_completion=8)
+    generator = Generator(save(Task("tiny:gpt2", TextGeneration, LabelSpace(())), data, tmp_path / "model"))
+    with pytest.raises(UserError, match="prompt 2 is longer than the model was trained to read: 16 tokens, of which 8"):
+        generator(["turn on", "turn on the light " * 9], max_new_tokens=2)
+    talk = DialogueData(tokenizer=tokenizer, max_length=24, max_completion=8)
+    talker = Generator(save(Task("tiny:gpt2", TextGeneration, LabelSpace(())), talk, tmp_path / "talker"))
+    assert talker({"messages": ["turn on the light", "done"] * 9 + ["thanks"]}, max_new_tokens=2)
