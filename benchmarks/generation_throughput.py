@@ -82,7 +82,10 @@ def main(arguments: list[str] | None = None) -> None:
         def ours() -> float:
             before = time.process_time()
             written["ours"] = generator(
-                prompts, max_new_tokens=options.new_tokens, batch_size=options.batch_size, eos_token_id=None
+                prompts,
+                max_new_tokens=options.new_tokens,
+                min_new_tokens=options.new_tokens,
+                batch_size=options.batch_size,
             )
             return time.process_time() - before
 
