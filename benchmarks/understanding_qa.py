@@ -231,9 +231,7 @@ def quality(options: argparse.Namespace, root: Path) -> None:
 
 def write_quality(runs: list[dict[str, Any]], silence: dict[str, float], options: argparse.Namespace) -> None:
     """Results so far as json and table."""
-    lines = [
-        "| | F1 by seed | F1 | F1, answerable | EM | EM, answerable | XQuAD-en F1 | all answered | CPU minutes |"
-    ]
+    lines = ["| | F1 by seed | F1 | F1, answerable | EM | EM, answerable | XQuAD-en F1 | all answered | CPU minutes |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     for who, name in (("ours", "ours"), ("stock", "stock Trainer")):
         here = sorted((run for run in runs if run["who"] == who), key=lambda run: run["seed"])

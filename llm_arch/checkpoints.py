@@ -19,7 +19,6 @@ from llm_arch.types import UserError
 
 PARTIAL = ".partial"  # the suffix of a file that is being written
 SUFFIX = ".ckpt"
-_NOT_ONE = (UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError, ValueError)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -81,17 +80,34 @@ def fault_of(path: Path) -> str | None:
     """What is wrong with a checkpoint file, as the end of a sentence, or None: all of it is read and checked."""
     try:
         with zipfile.ZipFile(path) as archive:
+            # Torch packs nothing: a record that is packed could grow to any size when it is read.
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                return "is no checkpoint of a run: its records are compressed"
             damaged = archive.testzip()
             if damaged is not None:
                 return f"is damaged: the checksum of its record {damaged.rpartition('/')[2]} is wrong"
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not {"state_dict", "global_step", "epoch"} <= set(found):
             return "is no checkpoint of a run"
+        if (named := _builder(found)) is not None:
+            return f"names code to build the model with ({named}), which is never run"
     except (zipfile.BadZipFile, NotImplementedError) as error:
         return f"is damaged or cut short ({str(error).splitlines()[0]})"
-    except _NOT_ONE as error:
+    except UnpicklingError:  # its records are whole, so it is what they say that can't be read
+        return "is no checkpoint of a run: it holds more than tensors and plain values, and nothing else is read"
+    except Exception as error:  # whatever a pickle can do short of running code, which ends in an error of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"is damaged, or no checkpoint of a run ({reason[:120]})"
+    return None
+
+
+def _builder(found: dict[str, Any]) -> str | None:
+    """The function by which Lightning's `load_from_checkpoint`, which is not used here, would build the model."""
+    for name in ("hyper_parameters", "datamodule_hyper_parameters"):
+        values = found.get(name)
+        builder = values.get("_instantiator") if isinstance(values, dict) else None
+        if builder is not None and not str(builder).startswith("lightning.pytorch.cli."):
+            return str(builder)[:120]
     return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def sum_rows(grad: Tensor) -> Tensor:
@@ -64,7 +65,8 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def _norm(grads: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.zeros(())
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of all shares
 
 
 @torch.no_grad()

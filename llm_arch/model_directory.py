@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_arch.types import UserError
+from llm_arch.untrusted import inside, read_json, refuse_links_out
 
 SCHEMA_VERSION = 1
 RECORD = "llm_arch.json"
@@ -83,20 +84,25 @@ def write_manifest(directory: Path) -> None:
 
 
 def check_manifest(directory: Path) -> None:
-    """Compare every file with the manifest; raises UserError naming the first that differs."""
+    """Compare every file with the manifest; raises UserError naming the first that differs, is missing, or is more.
+
+    It tells what has changed since the model was saved, not who wrote it: whoever changes a file can change that too.
+    """
     try:
-        listed = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = read_json(directory / MANIFEST)["files"]
         digests = {name: str(entry["sha256"]) for name, entry in listed.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory / MANIFEST} is missing or damaged; fetch the model again") from error
     for name, digest in digests.items():
-        path = (directory / name).resolve()
-        if not path.is_relative_to(directory.resolve()):
-            raise UserError(f"{directory / MANIFEST} names a file outside the folder: {name!r}")
+        path = inside(directory, name, MANIFEST)
         if not path.is_file():
             raise UserError(f"{directory} lacks {name}, which its manifest lists; fetch the model again")
         if _digest(path) != digest:
             raise UserError(f"{path} is not the file that was saved (its checksum differs); fetch the model again")
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name not in digests and name != MANIFEST and not name.startswith("."):
+            raise UserError(f"{path} is no file of the model that was saved (its manifest lists no {name}); remove it")
 
 
 def _digest(path: Path) -> str:
@@ -126,15 +132,17 @@ def read(directory: Path) -> dict[str, Any]:
         hint = f"; did you mean {inner}?" if is_model_directory(inner) else "; train one with `llm-arch fit`"
         raise UserError(f"{directory} is no model directory of llm-arch (it has no {RECORD}){hint}")
     try:
-        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        record = read_json(directory / RECORD)
         version = record["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory / RECORD} is damaged ({type(error).__name__}); fetch the model again") from error
+        cause = error.__cause__ or error
+        raise UserError(f"{directory / RECORD} is damaged ({type(cause).__name__}); fetch the model again") from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{directory / RECORD} has schema version {version!r}; this llm-arch reads {SCHEMA_VERSION}")
     missing = [name for name in _NEEDED if not isinstance(record.get(name), dict)]
     if missing:
         raise UserError(f"{directory / RECORD} lacks {missing[0]!r}; fetch the model again")
+    refuse_links_out(directory)
     return dict(record)
 
 

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric
 
@@ -121,6 +122,7 @@ class Task(L.LightningModule):
         self._wrong: Tensor | float = 0.0  # above 0 where a loss of this step is no number
         self._validated = (-1, -1)  # epoch and micro-batch of the last validation that ended
         self._validation_due = False
+        self._dense = False  # whether the run goes on from one whose embeddings had dense gradients
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the head."""
@@ -200,26 +202,42 @@ class Task(L.LightningModule):
         self.trained_tokens += tokens * self.trainer.world_size
         self.log("train/loss", loss.mean.detach(), batch_size=batch.size, prog_bar=True)
         self._wrong = self._wrong + (~torch.isfinite(loss.sum.detach())).float()
+        if self._engine_steps:
+            counted, wrong = self._over_ranks(loss.denominator, self._wrong)
+            if wrong > 0:
+                raise UserError(
+                    f"step {self.trainer.global_step}: the loss is not finite, and DeepSpeed can't leave a step out; "
+                    "lower the learning rate, or find the row with -c hardware/ddp, which names it"
+                )
+            # DeepSpeed divides by the accumulation and by the ranks.
+            return loss.sum * (self.trainer.world_size / (float(counted) or 1.0))
         if self._steps_alone:
             return loss.mean
-        counted = loss.denominator
-        self._denominator += counted.detach() if isinstance(counted, Tensor) else counted
+        own = loss.denominator
+        self._denominator += own.detach() if isinstance(own, Tensor) else own
         return loss.sum
 
     @property
     def _steps_alone(self) -> bool:
         return self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1
 
+    @property
+    def _engine_steps(self) -> bool:
+        """Whether gradients are out of reach, so that losses must be scaled before they go backward."""
+        return getattr(self.trainer.strategy, "strategy_name", "") == "deepspeed"
+
+    def _over_ranks(self, *numbers: Tensor | float) -> tuple[Tensor, ...]:
+        """Sums over all ranks."""
+        exact = torch.float64 if self.device.type == "cpu" else torch.float32
+        own = torch.stack([torch.as_tensor(n, dtype=exact).to(self.device) for n in numbers])
+        return self.trainer.strategy.reduce(own, reduce_op="sum").unbind()
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the sum into that of the mean over everything counted since the last step."""
         self.log_dict({f"lr-{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)})
-        if self._steps_alone:
+        if self._steps_alone or self._engine_steps:
             return
-        exact = torch.float64 if self.device.type == "cpu" else torch.float32
-        counted = torch.stack(
-            [torch.as_tensor(n, dtype=exact).to(self.device) for n in (self._denominator, self._wrong)]
-        )
-        counted, self._wrong = self.trainer.strategy.reduce(counted, reduce_op="sum").unbind()
+        counted, self._wrong = self._over_ranks(self._denominator, self._wrong)
         self._denominator = 0.0
         # Lightning has divided by the accumulation, and DDP by the ranks.
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (float(counted) or 1.0)
@@ -260,7 +278,8 @@ class Task(L.LightningModule):
             if isinstance(module, nn.Embedding):
                 module.sparse = False  # set by an earlier fit; not every optimizer takes sparse gradients
         if self.optimizer_callable is None:
-            if self.trainer.world_size == 1 and self.device.type == "cpu":
+            dense = self._dense or any(isinstance(parameter, DTensor) for parameter in self.parameters())
+            if self.trainer.world_size == 1 and self.device.type == "cpu" and not dense:
                 make_embeddings_sparse(self, keep_dense=[self.backbone.embeddings] if self.head.ties_embeddings else [])
             optimizer: Optimizer = RowAdamW(groups, lr=self.learning_rate)
         else:
@@ -280,6 +299,7 @@ class Task(L.LightningModule):
         """Note whether a validation is due at this step, which Lightning would leave out in the resumed run."""
         due = self._validation_due or (self._validates_here() and self._validated != self._place)
         checkpoint["validation_due"] = due
+        checkpoint["ranks"], checkpoint["accumulation"] = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if due:  # what it had done of it is done again
             loop = self.trainer.fit_loop.epoch_loop.val_loop
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = type(
@@ -287,8 +307,30 @@ class Task(L.LightningModule):
             )().state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember whether a validation is due."""
+        """Remember whether a validation is due, and find the place of a run of another number of ranks."""
         self._validation_due = bool(checkpoint.get("validation_due", False))
+        moments = [state for saved in checkpoint["optimizer_states"] for state in saved["state"].values()]
+        by_row = any("rows" in state for state in moments)
+        self._dense = bool(moments) and not by_row
+        ranks, accumulation = checkpoint.get("ranks"), checkpoint.get("accumulation")
+        if self.trainer.state.fn != "fit" or ranks in (None, self.trainer.world_size):
+            return
+        now, before = self.trainer.world_size * self.trainer.accumulate_grad_batches, ranks * accumulation
+        if now != before:
+            raise UserError(
+                f"the checkpoint is of {ranks} processes with accumulate_grad_batches {accumulation}: {before} "
+                f"micro-batches a step, here {now}; set trainer.accumulate_grad_batches so that they are as many"
+            )
+        # Lightning counts the micro-batches of one rank; `completed` may be one behind within a callback.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["current"], progress["total"]):
+            more = counts["ready"] * ranks // self.trainer.world_size - counts["ready"]
+            counts.update({name: count + more for name, count in counts.items()})
+        if by_row and self.trainer.world_size > 1:
+            raise UserError(
+                "the checkpoint is of one process on a CPU, which keeps the moments of embeddings by their rows; go on "
+                "with one process, or give model.optimizer, such as torch.optim.AdamW, from the beginning"
+            )
 
     @property
     def _place(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.plugins import CheckpointIO, Precision
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 
 from llm_arch.allocator import keep_freed_memory
 from llm_arch.callbacks.checkpoint import Checkpoint
@@ -19,7 +21,11 @@ from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.callbacks.guard import Guard
 from llm_arch.callbacks.preemption import Preemption
 from llm_arch.checkpoints import DurableCheckpointIO
+from llm_arch.fully_sharded import FullySharded
 from llm_arch.precision import check_precision, choose_precision, use_fast_fp32
+from llm_arch.types import UserError
+
+StrategyRegistry.register(FullySharded.strategy_name, FullySharded, description="FSDP2")
 
 
 class Trainer(L.Trainer):
@@ -62,15 +68,21 @@ class Trainer(L.Trainer):
         self.precision_reason = "as asked"
         if precision is not None:
             check_precision(precision)
-        if precision is None and not options.get("plugins"):
+        plugins = options.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if precision is None and not any(isinstance(one, Precision | str) for one in plugins):
             precision, self.precision_reason = choose_precision(_device_kind(accelerator))
             if precision == "32-true" and _device_kind(accelerator) == "cpu":
                 use_fast_fp32()
         if _device_kind(accelerator) == "cpu":
             keep_freed_memory()
         options["enable_model_summary"] = bool(options.get("enable_model_summary"))
-        if not options.get("plugins") and not isinstance(options.get("strategy", "auto"), Strategy):
-            options["plugins"] = [DurableCheckpointIO()]
+        strategy = options.get("strategy", "auto")
+        if not isinstance(strategy, Strategy):
+            _check_strategy(str(strategy))
+            if not any(isinstance(one, CheckpointIO) for one in plugins):
+                plugins.append(DurableCheckpointIO())
+        options["plugins"] = plugins or None
         # The batches are already spread over the ranks.
         options["use_distributed_sampler"] = False
         super().__init__(
@@ -82,6 +94,14 @@ class Trainer(L.Trainer):
             callbacks=callbacks,
             default_root_dir=default_root_dir,
             **options,
+        )
+
+
+def _check_strategy(name: str) -> None:
+    if name.startswith("deepspeed") and find_spec("deepspeed") is None:
+        raise UserError(
+            f"strategy {name} needs the package deepspeed: pip install deepspeed, or take -c hardware/fsdp instead, "
+            "which needs nothing else"
         )
 
 

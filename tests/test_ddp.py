@@ -9,8 +9,14 @@ import sys
 import pytest
 import torch
 
+from llm_arch.inference.directory import load
+from llm_arch.types import UserError
+
 # Run once by two processes, and once in the test's own, where a step takes as many micro-batches.
 SCRIPT = '''
+import math
+import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,13 +25,18 @@ import lightning as L
 import torch
 from torch.optim import SGD
 
+from llm_arch.callbacks.guard import Guard
+from llm_arch.callbacks.preemption import Preempted
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
+from llm_arch.inference.directory import save
 from llm_arch.inference.predictor import predict
 from llm_arch.schedules import Constant
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
-from llm_arch.types import LabelSpace
+from llm_arch.types import LabelSpace, UserError
+
+STEPS, HALF = 50, 40
 
 
 class Losses(L.Callback):
@@ -91,29 +102,114 @@ def run(folder, tokenizer, **options):
     }
 
 
-if __name__ == "__main__":
-    folder, tokenizer = sys.argv[1:]
-    found = run(folder, tokenizer, strategy="ddp", devices=2)
-    # The default optimizer runs on several devices too, where embeddings have dense gradients.
-    task = Task("tiny:bert", SequenceClassification, LabelSpace(("off", "on")))
-    data = TextClassificationData(str(Path(folder) / "train.jsonl"), tokenizer=tokenizer, batch_size=4)
+class Stop(L.Callback):
+    """Saves after some step; one rank alone is then told to go."""
+
+    def __init__(self, step, path, rank=None):
+        self.step, self.path, self.rank = step, path, rank
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step and self.rank is None:
+            trainer.save_checkpoint(self.path)
+        elif trainer.global_step == self.step and self.rank == trainer.global_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Poison(L.Callback):
+    """On one rank a loss and then a share of the gradient is no number."""
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        task.poison = math.nan if trainer.global_rank == 1 and batch_idx == 0 else 1.0
+
+    def on_before_optimizer_step(self, trainer, task, optimizer):
+        # A share of FSDP2's is on one rank alone; DDP's gradients are the same on all.
+        share = trainer.global_rank == 1 or type(trainer.strategy).__name__ == "DDPStrategy"
+        if share and trainer.fit_loop.batch_idx == 1:
+            grad = max((p.grad for p in task.parameters() if p.grad is not None), key=torch.numel)
+            getattr(grad, "to_local", lambda: grad)().fill_(math.inf)
+
+
+class Poisoned(Task):
+    poison = 1.0
+
+    def loss(self, batch):
+        loss = super().loss(batch)
+        return loss._replace(sum=loss.sum * self.poison)
+
+
+def fit(folder, tokenizer, *callbacks, kind=Task, checkpoint=None, steps=STEPS, **options):
+    """The default optimizer, with clipping, for so many steps."""
+    L.seed_everything(5, verbose=False)
+    head = partial(SequenceClassification, dropout=0.2)
+    task = kind("tiny:bert", head, LabelSpace(("off", "on")), dropout=0.2, learning_rate=1e-3)
+    files = (str(folder / f"{name}.jsonl") for name in ("train", "validation", "test"))
+    data = TextClassificationData(
+        *files, predict=str(folder / "predict.jsonl"), tokenizer=tokenizer, batch_size=4, evaluation_tokens=40
+    )
+    losses = Losses()
     trainer = Trainer(
         accelerator="cpu",
-        strategy="ddp",
-        devices=2,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
+        precision="32-true",
+        max_steps=steps,
+        gradient_clip_val=0.5,
+        limit_val_batches=0,
         enable_progress_bar=False,
+        logger=False,
+        callbacks=[*callbacks, losses],
+        **options,
     )
-    trainer.fit(task, datamodule=data)
-    found["default"] = {name: value.clone() for name, value in task.state_dict().items()}
-    torch.save(found, Path(folder) / f"rank{trainer.global_rank}.pt")
+    start = {name: value.clone() for name, value in task.state_dict().items()}
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    fitted = {name: value.clone() for name, value in task.state_dict().items()}
+    found = {"start": start, "fitted": fitted, "losses": losses.seen, "steps": trainer.global_step}
+    return trainer, task, data, found
+
+
+def everywhere(folder, tokenizer, name, **options):
+    """Straight, resumed, and with wrong numbers."""
+    options = {"default_root_dir": str(folder / name), **options}
+    bare = {"enable_checkpointing": False}
+    half = folder / f"{name}.ckpt"
+    trainer, task, data, found = fit(folder, tokenizer, Stop(HALF, half), **bare, **options)
+    task.load_state_dict(found["fitted"])  # as the best state is taken back
+    found["tested"] = trainer.test(task, datamodule=data, verbose=False)[0]
+    found["predictions"] = [{"index": p.index, **p.to_dict()} for p in predict(trainer, task, data)]
+    if trainer.is_global_zero:
+        save(task, data, folder / f"{name}_model")
+    found["resumed"] = fit(folder, tokenizer, checkpoint=half, **bare, **options)[3]
+    _, task, _, poisoned = fit(folder, tokenizer, Poison(), Guard(), kind=Poisoned, steps=2, **bare, **options)
+    found["poisoned"] = poisoned
+    return found
+
+
+def told(folder, tokenizer, name, **options):
+    """One rank is told to go, all save and go; then the run goes on."""
+    options = {"default_root_dir": str(folder / f"{name}_told"), **options}
+    try:
+        fit(folder, tokenizer, Stop(HALF + 4, None, rank=1), checkpoint=folder / f"{name}.ckpt", **options)
+    except Preempted as told:
+        saved = told.path, told.name
+    return {"saved": saved, "resumed": fit(folder, tokenizer, checkpoint=saved[0], **options)[3]}
+
+
+if __name__ == "__main__":
+    folder, tokenizer = Path(sys.argv[1]), sys.argv[2]
+    found = run(folder, tokenizer, strategy="ddp", devices=2)
+    for name in ("ddp", "fully_sharded"):
+        options = {"strategy": name, "devices": 2}
+        found[name] = everywhere(folder, tokenizer, name, **options)
+        found[name]["told"] = told(folder, tokenizer, name, **options)
+    # A run of one process goes on with two: refused with the reason.
+    try:
+        fit(folder, tokenizer, checkpoint=folder / "single.ckpt", strategy="ddp", devices=2)
+    except UserError as error:
+        found["refused"] = str(error)
+    torch.save(found, folder / f"rank{found['ranks'][0]}.pt")
 '''
 
 # Odd everywhere: of 19 training rows one batch in five is split for two ranks, and evaluation can't be even.
 ROWS = {"train": 19, "validation": 9, "test": 13, "predict": 7}
-SECONDS = 120
+SECONDS = 600  # on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
@@ -131,21 +227,27 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ranks(folder, tokenizer):
-    """What each of two processes found."""
+def module(folder):
+    spec = importlib.util.spec_from_file_location("train_tiny", folder / "train_tiny.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def single(folder, tokenizer, module):
+    """What one process found that takes two micro-batches a step."""
+    found = module.run(folder, tokenizer, devices=1, accumulate_grad_batches=2)
+    return found | {"default": module.everywhere(folder, tokenizer, "single", devices=1, accumulate_grad_batches=2)}
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, tokenizer, single):
+    """What each of two processes found, all of it in one launch."""
     command = [sys.executable, str(folder / "train_tiny.py"), str(folder), tokenizer]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def single(folder, tokenizer):
-    """What one process found that takes two micro-batches a step."""
-    spec = importlib.util.spec_from_file_location("train_tiny", folder / "train_tiny.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.run(folder, tokenizer, devices=1, accumulate_grad_batches=2)
 
 
 def distance(one, other):
@@ -209,8 +311,78 @@ def test_files_are_written_once(ranks, single, folder):
     assert distance(last[0]["state_dict"], last[1]["state_dict"]) < 1e-5
 
 
-def test_default_optimizer(ranks):
-    first, second = (found["default"] for found in ranks)
-    assert distance(first, second) == 0
-    assert all(torch.isfinite(value).all() for value in first.values())
-    assert distance(first, ranks[0]["start"]) > 1e-4
+STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", "fully_sharded"])
+
+
+@STRATEGIES
+def test_the_first_fifty_steps(ranks, single, strategy):
+    """The default optimizer, dropout and clipping: the same curve, and weights that are whole afterwards."""
+    found, expected = [rank[strategy] for rank in ranks], single["default"]
+    assert [one["steps"] for one in (*found, expected)] == [50, 50, 50]
+    differences = []
+    for place, (loss, rows) in enumerate(expected["losses"]):
+        other, other_rows = found[place % 2]["losses"][place // 2]
+        assert other_rows == rows
+        differences.append(abs(other - loss))
+    assert len(differences) == 100
+    assert max(differences) < 1e-5
+    assert distance(found[1]["fitted"], found[0]["fitted"]) == 0
+    assert distance(found[0]["fitted"], expected["fitted"]) < 1e-5
+    assert distance(expected["fitted"], expected["start"]) > 0.01
+
+
+@STRATEGIES
+def test_measured_and_predicted_in_order(ranks, single, strategy):
+    expected = single["default"]
+    for found in (rank[strategy] for rank in ranks):
+        assert found["tested"] == pytest.approx(expected["tested"], abs=1e-5)
+        assert [p["index"] for p in found["predictions"]] == list(range(ROWS["predict"]))
+        for prediction, other in zip(found["predictions"], expected["predictions"], strict=True):
+            assert prediction["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+@STRATEGIES
+def test_resumed_in_the_middle(ranks, strategy):
+    for found in (rank[strategy] for rank in ranks):
+        assert found["resumed"]["steps"] == 50
+        assert found["resumed"]["losses"] == found["losses"][40:]
+        assert distance(found["resumed"]["fitted"], found["fitted"]) == 0
+
+
+@STRATEGIES
+def test_one_process_goes_on_with_the_run_of_two(ranks, single, folder, tokenizer, module, strategy):
+    checkpoint = folder / f"{strategy}.ckpt"
+    options = {"devices": 1, "enable_checkpointing": False, "default_root_dir": str(folder / "alone")}
+    alone = module.fit(folder, tokenizer, checkpoint=checkpoint, accumulate_grad_batches=2, **options)[3]
+    assert [rows for _, rows in alone["losses"]] == [rows for _, rows in single["default"]["losses"][80:]]
+    assert distance(alone["fitted"], single["default"]["fitted"]) < 1e-5
+    with pytest.raises(UserError, match="2 processes with accumulate_grad_batches 1: 2 micro-batches a step, here 1"):
+        module.fit(folder, tokenizer, checkpoint=checkpoint, **options)
+
+
+def test_two_processes_do_not_go_on_with_moments_by_row(ranks):
+    assert all("keeps the moments of embeddings by their rows" in rank["refused"] for rank in ranks)
+
+
+@STRATEGIES
+def test_a_number_that_is_none_on_one_rank_changes_no_weight_of_any(ranks, strategy):
+    for found in (rank[strategy]["poisoned"] for rank in ranks):
+        assert found["steps"] == 2
+        assert distance(found["fitted"], found["start"]) == 0
+
+
+@STRATEGIES
+def test_told_on_one_rank_all_save_and_go(ranks, strategy):
+    told = [rank[strategy]["told"] for rank in ranks]
+    assert [one["saved"][1] for one in told] == ["another rank's signal", "SIGTERM"]
+    assert told[0]["saved"][0] == told[1]["saved"][0]
+    for rank, one in zip(ranks, told, strict=True):
+        assert one["resumed"]["losses"] == rank[strategy]["losses"][44:]
+        assert distance(one["resumed"]["fitted"], rank[strategy]["fitted"]) == 0
+
+
+@STRATEGIES
+def test_the_saved_model_is_whole(ranks, single, folder, strategy):
+    found, expected = (load(folder / f"{name}_model") for name in (strategy, "single"))
+    for part in ("backbone", "head"):
+        assert distance(getattr(found, part).state_dict(), getattr(expected, part).state_dict()) < 1e-5

@@ -15,15 +15,17 @@ PACKAGE = Path(llm_arch.__file__).parent
 
 # A module may import from its own layer and those above it in this list; a folder stands for all modules in it.
 LAYERS = (
-    ("types", "seeding", "locate", "tags"),
+    ("types", "seeding", "locate", "tags", "untrusted"),
     (
         "model_directory",
+        "lineage",
         "compression",
         "corpus",
         "data",
         "optim",
         "adamw",
         "checkpoints",
+        "fully_sharded",
         "muon",
         "schedules",
         "gradients",
@@ -94,6 +96,7 @@ SUPPORTING = {
         "squad",
         "store",
         "tagged",
+        "time_limit",
         "tokenizers",
         "windows",
         "words",

@@ -67,6 +67,8 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         # No tiny BERT instead.
         from_scratch = any(part in line for part in ("pretrain/", "runs/language", "translation", "controllable"))
         few = [] if arguments[0] != "fit" else FEW[2:] if from_scratch else FEW
+        if arguments[0] == "verify":
+            few = [*FEW[:2], "--two-processes", "false"]
         assert main([*arguments, *few]) == 0, line
     printed = capsys.readouterr().out
     assert '"label"' in printed

@@ -50,6 +50,7 @@ class TextIndex:
         self.near = near
         self._equal: set[str] = set()
         self._sets: list[frozenset[str]] = []
+        self._texts: list[str] = []  # of each set, normalized
         self._where: defaultdict[str, list[int]] = defaultdict(list)
         keys = list(dict.fromkeys(map(normalized, rows)))
         # Any fixed order of shingles is right; with rare ones first few texts have to be compared.
@@ -64,10 +65,19 @@ class TextIndex:
             return "duplicates"
         if self.near is not None:
             own = shingles(key)
-            for i in {i for one in self._prefix(own) for i in self._where.get(one, ())}:
-                if jaccard(own, self._sets[i]) >= self.near:
-                    return "near-duplicates"
+            if any(jaccard(own, self._sets[i]) >= self.near for i in self._candidates(own)):
+                return "near-duplicates"
         return None
+
+    def nearest(self, texts: Sequence[str]) -> tuple[str, float] | None:
+        """The normalized text of those added that shares most with the texts, and how much; None where none is near."""
+        assert self.near is not None
+        key = normalized(texts)
+        if key in self._equal:
+            return key, 1.0
+        own = shingles(key)
+        share, i = max(((jaccard(own, self._sets[i]), -i) for i in self._candidates(own)), default=(0.0, 0))
+        return (self._texts[-i], share) if share >= self.near else None
 
     def add(self, texts: Sequence[str]) -> None:
         """Remember a row's texts."""
@@ -82,6 +92,11 @@ class TextIndex:
             for one in self._prefix(own):
                 self._where[one].append(len(self._sets))
             self._sets.append(own)
+            self._texts.append(key)
+
+    def _candidates(self, own: frozenset[str]) -> set[int]:
+        """The sets that may be near."""
+        return {i for one in self._prefix(own) for i in self._where.get(one, ())}
 
     def _prefix(self, own: frozenset[str]) -> list[str]:
         assert self.near is not None

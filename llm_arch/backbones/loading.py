@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +29,11 @@ from llm_arch.backbones.bare import bare
 from llm_arch.backbones.vocabulary import PLACEHOLDER
 from llm_arch.locate import for_transformers, locate
 from llm_arch.types import UserError
+from llm_arch.untrusted import check_finite, check_shapes, inside, read_json, refuse_links_out, shapes
 
 # Tokens that mark where texts begin and end.
 _MARKERS = {"bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"}
+_LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"}
 _HEADED = "model"  # what encoder–decoders with a head call the one without
 _MARKERS |= {"decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"}
 
@@ -158,8 +159,9 @@ def random_model(config: PreTrainedConfig, *, encoder_decoder: bool = False) -> 
 def is_encoder_decoder(name: str) -> bool:
     """Whether this names an encoder–decoder, by its configuration; False where there is none that can be read."""
     try:
-        return bool(AutoConfig.from_pretrained(locate(name)).is_encoder_decoder)
-    except (OSError, ValueError, KeyError, TypeError):
+        # Left to itself, transformers asks on the terminal whether to run code that comes with a model.
+        return bool(AutoConfig.from_pretrained(locate(name), trust_remote_code=False).is_encoder_decoder)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -191,6 +193,8 @@ def named_model(
     if not local:
         hub["revision"] = revision
     try:
+        if local and not gguf:
+            _look_through(Path(place), weights=not random_init)
         config = AutoConfig.from_pretrained(place, **hub)
         if random_init:
             return random_model(config, encoder_decoder=encoder_decoder)
@@ -206,6 +210,11 @@ def named_model(
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(_explain(name, local, error)) from error
+    except Exception as error:
+        if not gguf:
+            raise
+        # Its reader believes what the file says of its sizes, and fails in as many ways.
+        raise UserError(_explain(name, local, error)) from error
     if isinstance(model, EncoderDecoderModel):
         model = bare(model)
     there = dict(model.named_parameters())  # without what `bare` has taken out
@@ -218,6 +227,7 @@ def named_model(
             f"{name}: the weights do not fit the configuration: {len(missing)} missing "
             f"({', '.join(sorted(missing)[:3])}), {len(report['mismatched_keys'])} of another shape"
         )
+    check_finite(there, name)
     return model
 
 
@@ -231,9 +241,15 @@ def saved_model(directory: Path, *, encoder_decoder: bool = False) -> PreTrained
     Raises:
         UserError: weights and configuration do not fit.
     """
-    config = config_from(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    weights = directory / "model.safetensors"
+    values = read_json(directory / "config.json")
+    _check_config(values, directory, layers=len(shapes(weights)))
+    config = config_from(values)
+    with torch.device("meta"):  # of whatever size, it takes no memory yet
+        wanted = random_model(copy.deepcopy(config), encoder_decoder=encoder_decoder).state_dict()
+    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, "config.json")
     model = random_model(config, encoder_decoder=encoder_decoder)
-    missing, unexpected = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
+    missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     if set(missing) - tied or unexpected:
         raise UserError(
@@ -241,6 +257,47 @@ def saved_model(directory: Path, *, encoder_decoder: bool = False) -> PreTrained
             f"{sorted(set(missing) - tied)[:3]} missing, {list(unexpected)[:3]} unknown"
         )
     return model
+
+
+def _look_through(directory: Path, *, weights: bool) -> None:
+    """Raise a UserError where a directory of transformers leads elsewhere; a ValueError where it can't be whole."""
+    refuse_links_out(directory)
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{directory} holds an adapter of peft (adapter_config.json) beside or in place of a model; merge the two, "
+            "or remove the adapter's files"
+        )
+    index = directory / "model.safetensors.index.json"
+    files = [directory / "model.safetensors"]
+    if not files[0].is_file() and index.is_file():
+        named = read_json(index)
+        table = named.get("weight_map") if isinstance(named, dict) else None
+        if not isinstance(table, dict) or not isinstance(named.get("metadata"), dict):
+            raise ValueError(f"{index.name} has no weight_map or metadata")
+        files = [inside(directory, file, index.name) for file in dict.fromkeys(table.values())]
+    there = weights and all(file.is_file() for file in files)
+    layers = sum(len(shapes(file)) for file in files) if there else None
+    _check_config(read_json(directory / "config.json"), directory, layers)
+
+
+def _check_config(values: Any, directory: Path, layers: int | None) -> None:
+    """Raise a UserError where a configuration names code to fetch; a ValueError where it can't be that of the weights.
+
+    Args:
+        values: what config.json says.
+        directory: where it lies.
+        layers: how many tensors there are, so that there can't be more layers; None where there are no weights.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("config.json is no mapping")
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_config(value, directory, layers)
+        elif name.endswith("_implementation") and "/" in str(value):
+            place = directory / "config.json"
+            raise UserError(f"{place} names code to fetch and run ({name}: {value}); remove the line")
+        elif layers is not None and name in _LAYERS and isinstance(value, int) and value > layers:
+            raise ValueError(f"{name} is {value:,} in config.json, but the weights are {layers:,} tensors")
 
 
 def attention_of(config: PreTrainedConfig) -> str:
@@ -300,6 +357,8 @@ def _model_arguments(config: PreTrainedConfig, encoder_decoder: bool) -> dict[st
 
 
 def _explain(name: str, local: bool, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return f"{name} brings Python code of its own, which is not run unless backbone.trust_remote_code is true"
     if local and not name.endswith(".gguf") and not any(Path(name).expanduser().glob("*.safetensors")):
         pickled = [p.name for p in Path(locate(name)).glob("*.bin")]
         if pickled:
@@ -311,8 +370,6 @@ def _explain(name: str, local: bool, error: Exception) -> str:
             return (
                 f"{name} holds no weights (model.safetensors); give random_init: true to train its shape from scratch"
             )
-    if "trust_remote_code" in str(error):
-        return f"{name} brings Python code of its own, which is not run unless backbone.trust_remote_code is true"
     if not local:
         return (
             f"{name} is no local directory, and the hub could not provide it ({type(error).__name__}); "

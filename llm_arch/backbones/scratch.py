@@ -22,6 +22,7 @@ from llm_arch.backbones.vectors import read_vectors, vocabulary_size
 from llm_arch.backbones.vocabulary import PLACEHOLDER, new_rows, not_sized
 from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.types import Backbone, Batch, UserError
+from llm_arch.untrusted import check_shapes, read_json
 
 CONFIG = "backbone.json"  # a config.json would make transformers warn of a model type that it does not know
 WEIGHTS = "backbone.safetensors"
@@ -161,9 +162,12 @@ class ScratchBackbone(Backbone):
     @classmethod
     def load(cls, directory: Path, record: Mapping[str, Any]) -> Self:
         """Rebuild from the two files; neither tokenizer nor vectors are read again."""
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(directory / CONFIG)
         if config.pop("kind") != cls.kind:
             raise UserError(f"{directory / CONFIG} is not of a {cls.__name__}; fetch or train the model again")
+        with torch.device("meta"):  # of whatever size, it takes no memory yet
+            wanted = cls(**config).state_dict()
+        check_shapes(directory / WEIGHTS, {name: tuple(one.shape) for name, one in wanted.items()}, CONFIG)
         backbone = cls(**config)
         backbone.load_state_dict(load_file(directory / WEIGHTS), strict=True)
         backbone._origin = directory

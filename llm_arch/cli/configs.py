@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from yaml.nodes import Node
 
 
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge"}
+_MOST_VALUES = 100_000
+
+
 def shipped() -> Path:
     """The folder of the shipped configs: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
@@ -51,7 +56,7 @@ def read(path: Path) -> dict[str, str]:
     """The keys that a config file sets, each with its place: `data.train` → `mine.yaml, line 3`.
 
     Raises:
-        UserError: when it is no YAML mapping, or sets a key twice; names the line.
+        UserError: when it is no YAML mapping of plain values, sets a key twice, or unfolds without end.
     """
     import yaml
 
@@ -62,13 +67,34 @@ def read(path: Path) -> dict[str, str]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: is not valid YAML ({error.problem}); mend the line or the one above") from error
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply for a config") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path} is no config: write keys with values, such as `trainer: {{max_epochs: 3}}`")
+    _check_plain(root, path)
     return {key: f"{path}, line {line}" for key, line in _keys(root, "", path)}
+
+
+def _check_plain(root: Node, path: Path) -> None:
+    """Raise UserError where a value is to be made an object, or aliases of aliases stand for any number of values."""
+    import yaml
+
+    waiting, seen = [root], 0
+    while waiting:
+        node, seen = waiting.pop(), seen + 1
+        if seen > _MOST_VALUES:
+            raise UserError(f"{path} unfolds to more than {_MOST_VALUES:,} values; write it without aliases (*name)")
+        if node.tag.removeprefix(_TAG) not in _PLAIN:
+            tag, line = node.tag.replace(_TAG, "!!"), node.start_mark.line + 1
+            raise UserError(f"{path}, line {line}: {tag} is no plain value, and configs hold no other; remove the tag")
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [one for pair in node.value for one in pair]
 
 
 def _keys(node: Node, prefix: str, path: Path) -> Iterator[tuple[str, int]]:

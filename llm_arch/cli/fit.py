@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from llm_arch.cli import configs, output
-from llm_arch.types import UserError
+from llm_arch.cli import configs, fit_command, output
 
 HELP = """usage: llm-arch fit -c CONFIG [-c OVERLAY …] [--KEY VALUE …]
 
@@ -70,54 +66,9 @@ def run(arguments: list[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(HELP.format(configs="\n".join(f"  -c {name}" for name in configs.names())))
         return
-    arguments, names, files = find_configs(arguments)
-    places = configs.places(files, arguments)
-    from llm_arch.cli.quiet import quiet
-
-    quiet()
-    # A head, data format or backbone of the user's own may lie in a file beside them.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-
-    from llm_arch.cli.fit_parser import parse
+    cli, names = fit_command.read(arguments)
     from llm_arch.cli.fit_run import FitRun
 
-    cli = parse(["--help" if a == "--help-all" else a for a in arguments], places)
     given = cli.config
     where = output.choose(given.output, names[0] if names else "fit")
     FitRun(cli, where, overwrite=given.overwrite, resume=given.resume, before=given.before).run()
-
-
-def find_configs(arguments: list[str]) -> tuple[list[str], list[str], list[Path]]:
-    """Replace names of shipped configs by their files.
-
-    Args:
-        arguments: the command line.
-
-    Returns:
-        The command line for the parser, configs first; and the configs in order: as they were named, and their files.
-
-    Raises:
-        UserError: when there is no such config.
-    """
-    found: list[str] = []
-    names: list[str] = []
-    files: list[Path] = []
-    rest = iter(arguments)
-    for argument in rest:
-        flag, sign, value = argument.partition("=")
-        if flag not in ("-c", "--config"):
-            found.append(argument)
-            continue
-        name = value if sign else next(rest, "")
-        if not name or name.startswith("-"):
-            raise UserError(f"{flag} needs the name of a config, such as -c task/text_classification")
-        names.append(name)
-        files.append(configs.find(name))
-    # A bare switch reads better than a value; the parser wants the value.
-    for i, argument in enumerate(found):
-        after = found[i + 1] if i + 1 < len(found) else ""
-        if argument == "--overwrite" and after.lower() not in ("true", "false"):
-            found[i] = "--overwrite=true"
-    # An option wins over every config, wherever on the line it stands.
-    return [*(f"--config={file}" for file in files), *found], names, files

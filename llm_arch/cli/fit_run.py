@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import secrets
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import yaml
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from llm_arch.backbones.presets import is_preset
+from llm_arch import lineage, model_directory
 from llm_arch.callbacks.preemption import Preempted
-from llm_arch.cli import output, report
+from llm_arch.cli import fit_tokenizer, output, report
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.data.module import DataModule
-from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.inference.directory import save
-from llm_arch.locate import locate
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import UserError
+from llm_arch.untrusted import check_finite
 
 PREEMPTED = 75  # exit code: told to go, and resumable
 
@@ -47,11 +49,13 @@ class FitRun:
         self.console = report.console()
         self.saved_config = ""
         self.wandb_id: str | None = None
+        self.resumed: str | None = None
 
     def run(self) -> None:
         """Everything, in order; nothing is written before the input has proved usable."""
         output.check(self.where, self.overwrite, self.resume)
         checkpoint = output.checkpoint(self.where, self.resume, lambda said: self.console.print(said, soft_wrap=True))
+        self.resumed = checkpoint
         self._complete_config()
         trainer, task, data = self.cli.build()
         for logger in trainer.loggers:
@@ -68,11 +72,13 @@ class FitRun:
         except Preempted as told:
             _finish_wandb(trainer)
             where = told.path or "nothing: the run keeps no checkpoints"
-            self.console.print(
-                f"{told.name}: stopped after step {trainer.global_step}, saved {where}; go on with --resume auto",
-                soft_wrap=True,
-            )
-            raise SystemExit(PREEMPTED) from None
+            if trainer.is_global_zero:
+                self.console.print(
+                    f"{told.name}: stopped after step {trainer.global_step}, saved {where}; go on with --resume auto",
+                    soft_wrap=True,
+                )
+            # Lightning kills the process that started the others as soon as one of these ends with another code than 0.
+            raise SystemExit(0 if _is_launched(trainer) else PREEMPTED) from None
         except BaseException as error:
             _finish_wandb(trainer)
             if trainer.is_global_zero and checkpoint is None and trainer.global_step == 0:
@@ -107,51 +113,36 @@ class FitRun:
             output.write_json(self.where / "metrics.json", metrics)
             if task.report:
                 output.write_json(self.where / "per_label.json", task.report)
-            lineage = {
-                "config": "config.yaml of the run",
-                "backbone": _backbone_name(self.cli.config),
-                "data": {name: s.source for name, s in data.splits.items()},
+            backbone = fit_tokenizer.backbone_name(self.cli.config)
+            came_from = {
+                "config": lineage.config_values(yaml.safe_load(self.saved_config)),
+                "backbone": lineage.shown(backbone),
+                "parents": lineage.parents({"backbone": backbone}),
+                "data": {name: lineage.shown(split.source) for name, split in data.splits.items()},
                 "seed": self.cli.config.seed_everything,
             }
-            save(task, data, self.where / "model", metrics=metrics, lineage=lineage)
+            save(task, data, self.where / "model", metrics=metrics, lineage=came_from)
+            self._log_model(trainer)
             report.say_results(self.console, task, data, metrics, self.where / "model")
 
     def _complete_config(self) -> None:
         """Fill in what follows from other keys; config.yaml keeps what was given, so that it serves another run."""
         config = self.cli.config
-        if config.data is None:
-            raise UserError("there is no data; start from a config, such as -c task/text_classification")
+        fit_tokenizer.check(config)
         if config.trainer.get("default_root_dir") is not None:
             raise UserError("trainer.default_root_dir is what --output says; leave it out")
         given = config.clone()
         given.output, given.overwrite, given.resume = str(self.where), False, None
         self.saved_config = self.cli.parser.dump(given, skip_none=False, skip_link_targets=False)
+        lineage.check_no_secrets(yaml.safe_load(self.saved_config))
         config.trainer.default_root_dir = str(self.where)
         if config.trainer.get("enable_progress_bar") is None and not self.console.is_terminal:
             config.trainer.enable_progress_bar = False
-        config.data.init_args.tokenizer = self._tokenizer(config)
+        fit_tokenizer.complete(config, partial(self.console.print, highlight=False))
         loggers = config.trainer.get("logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if getattr(logger, "class_path", "").endswith("WandbLogger"):
                 self._complete_wandb(logger.init_args)
-
-    def _tokenizer(self, config: Any) -> str | None:
-        """What the data is given, else what goes with the backbone; refused where the two do not agree."""
-        given, own = config.data.init_args.get("tokenizer"), _tokenizer_name(config)
-        if given is None or own is None or given == own:
-            return given or own
-        if given.startswith("trained:"):
-            self.console.print(f"tokenizer: that of {own}, as the backbone was trained with it", highlight=False)
-            return own
-        if (Path(locate(own)) / "tokenizer.json").is_file():
-            ours, theirs = (load_tokenizer(name).get_vocab() for name in (given, own))
-            other = next((token for token, number in theirs.items() if ours.get(token) != number), None)
-            if other is not None:
-                raise UserError(
-                    f"data.tokenizer {given} is not the one that the backbone {own} was trained with (they differ in "
-                    f"the token {other!r}); leave it out, or set it to null, to take the backbone's own"
-                )
-        return given
 
     def _complete_wandb(self, arguments: Any) -> None:
         """A run of its own in the output directory, continued when the run is resumed."""
@@ -180,6 +171,18 @@ class FitRun:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.cli.config.as_dict())
 
+    def _log_model(self, trainer: Trainer) -> None:
+        """The model directory as an artifact of the run, with its lineage; kept beside the run where it is offline."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                record = model_directory.read(self.where / "model")
+                about = {"lineage": record["lineage"], "metrics": record["metrics"].get("after")}
+                artifact = wandb.Artifact(f"model-{logger.experiment.id}", type="model", metadata=about)
+                artifact.add_dir(str(self.where / "model"))
+                logger.experiment.log_artifact(artifact, aliases=["latest", "best"])
+
     def _say_plan(self, trainer: Trainer, data: DataModule) -> None:
         data.trainer = trainer
         if not trainer.is_global_zero:
@@ -207,14 +210,23 @@ class FitRun:
         best = getattr(callback, "best_model_path", "")
         if not best or getattr(callback, "monitor", None) is None or best == getattr(callback, "last_model_path", ""):
             return
-        if not Path(best).is_file():
-            self.console.print(f"the best state is gone ({best}): keeping the last", soft_wrap=True)
+        # A checkpoint says where the best one lies: only beside it, or in this run.
+        own = [Path(str(folder)).resolve() for folder in (callback.dirpath, Path(self.resumed or best).parent)]
+        if not Path(best).is_file() or (self.resumed and Path(best).resolve().parent not in own):
+            where = "gone" if not Path(best).is_file() else "not one of this run or of that which it goes on from"
+            self.console.print(f"the best state is {where} ({best}): keeping the last", soft_wrap=True)
             return
         task.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         if trainer.is_global_zero:
             score = callback.best_model_score  # unknown where the checkpoint of another directory was resumed
             shown = f", {callback.monitor} {float(score):.4f}" if score is not None else ""
             self.console.print(f"keeping the best state: {Path(best).stem}{shown}")
+
+
+def _is_launched(trainer: Trainer) -> bool:
+    """Whether another process of this run has started this one, and gives the exit code for both."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
@@ -228,8 +240,8 @@ def _raised_by_lightning(error: BaseException) -> bool:
 def _check_checkpoint(name: str, task: Task) -> None:
     """Whether a run of this configuration can go on from there; its weights are mapped, not read."""
     try:
-        found = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
-        state = {key: value.shape for key, value in found["state_dict"].items()}
+        found = torch.load(name, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        state = {key: value.shape for key, value in found.items()}
     except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--resume {name} is no checkpoint of a run, or damaged; name a .ckpt file of one") from error
     wanted = {key: value.shape for key, value in task.state_dict().items()}
@@ -239,6 +251,7 @@ def _check_checkpoint(name: str, task: Task) -> None:
                 f"--resume {name} is of another model ({key} is {_shape(state.get(key))} there, "
                 f"{_shape(wanted.get(key))} here); resume with the config.yaml of its run"
             )
+    check_finite(found, f"--resume {name}")
 
 
 def _shape(shape: torch.Size | None) -> str:
@@ -251,29 +264,6 @@ def _finish_wandb(trainer: Trainer) -> None:
         import wandb
 
         wandb.finish()
-
-
-def _named(backbone: Any) -> Any:
-    """The backbone that a config means: within adapters, what they adapt."""
-    while not isinstance(backbone, str) and (inner := backbone.get("init_args", {}).get("backbone")) is not None:
-        backbone = inner
-    return backbone
-
-
-def _backbone_name(config: Any) -> str | None:
-    backbone = _named(config.model.backbone)
-    if isinstance(backbone, str):
-        return backbone
-    arguments = backbone.get("init_args", {})
-    return arguments.get("name") or arguments.get("encoder") or backbone.get("class_path")
-
-
-def _tokenizer_name(config: Any) -> str | None:
-    """The tokenizer that goes with the backbone: the one it was given, else what lies beside its weights."""
-    backbone = _named(config.model.backbone)
-    arguments = {"name": backbone} if isinstance(backbone, str) else backbone.get("init_args", {})
-    name = arguments.get("tokenizer") or arguments.get("name") or arguments.get("encoder")
-    return None if name is None or is_preset(name) else name
 
 
 def _speed(task: Task, data: DataModule) -> dict[str, float]:

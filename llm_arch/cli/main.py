@@ -13,11 +13,13 @@ VERBS = {
     "prepare": "encode text once into a corpus store for pretraining",
     "augment": "make more training rows of those there are",
     "fit": "train a model on your data, measure it before and after, and save it",
+    "verify": "check that a config, its model and its data keep the contract",
     "test": "measure a saved model on a file with labels",
     "predict": "predict with a saved model, one JSON object a line",
     "perplexity": "how far texts are from what a saved language model was pretrained on",
     "zero-shot": "multiple choice by a saved causal language model that was not trained on it",
     "generate": "go on with texts, by a saved causal language model",
+    "runs": "list local runs with their metrics and the models they went on from",
 }
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2

@@ -7,6 +7,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
+from llm_arch import model_directory
 from llm_arch.types import UserError
 
 
@@ -22,6 +23,9 @@ def model_parser(program: str, description: str) -> argparse.ArgumentParser:
         default=[],
         metavar="MODULE",
         help="allow a module of your own that the model was trained with",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare every file of the model with its manifest.json before loading it"
     )
     return parser
 
@@ -63,6 +67,10 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
     options = parser.parse_args(arguments)
     if "model" in options and options.output and Path(options.output).is_dir():
         raise UserError(f"--output {options.output} is a directory; name a file")
+    if "model" in options and options.check:
+        for name in filter(None, (options.model, getattr(options, "ner", None))):
+            model_directory.read(Path(name))  # says better what a folder is that is none
+            model_directory.check_manifest(Path(name))
     if "model" in options and options.trust:  # the module may lie in a file beside the user
         sys.path.insert(0, str(Path.cwd()))
     return options

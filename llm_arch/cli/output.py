@@ -33,7 +33,7 @@ _CHOSEN = "LLM_ARCH_OUTPUT"
 
 def is_first_rank() -> bool:
     """Whether this process is the one that writes."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK"))
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
 
 
 def choose(given: str | None, config: str) -> Path:

@@ -24,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_arch.types import UserError
+from llm_arch.untrusted import inside
 
 VERSION = 1
 MANIFEST, JOURNAL, TOKENIZER = "manifest.json", "journal.jsonl", "tokenizer"
+_TYPES = ("uint16", "uint32")
 COLUMNS = ("starts", "lengths", "text_bytes", "keys")
 
 
@@ -36,7 +38,7 @@ def integer_type(vocabulary: int) -> str:
     Raises:
         UserError: when neither does.
     """
-    for name in ("uint16", "uint32"):
+    for name in _TYPES:
         if vocabulary <= np.iinfo(name).max + 1:
             return name
     raise UserError(f"the tokenizer has {vocabulary:,} ids; a corpus store holds ids of at most 32 bits")
@@ -139,7 +141,7 @@ class Store:
         """Compare the checksum of every file; raises UserError naming the first that differs."""
         sums = {shard["file"]: shard["sha256"] for shard in self.manifest["shards"]} | self.manifest["index"]
         for name, expected in sums.items():
-            with (self.directory / name).open("rb") as file:
+            with inside(self.directory, name, MANIFEST).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                     raise _damaged(self.directory / name, "its checksum differs from the manifest's")
 
@@ -147,13 +149,13 @@ class Store:
         """Raise UserError where a file is missing or of another size: looks at names alone."""
         width = np.dtype(self.manifest["dtype"]).itemsize
         for shard in self.manifest["shards"]:
-            path, expected = self.directory / shard["file"], shard["tokens"] * width
+            path, expected = inside(self.directory, shard["file"], MANIFEST), shard["tokens"] * width
             size = path.stat().st_size if path.is_file() else None
             if size != expected:
                 said = "it is missing" if size is None else f"it has {size:,} bytes instead of {expected:,}"
                 raise _damaged(path, said)
         for name in COLUMNS:
-            path = self.directory / f"{name}.npy"
+            path = inside(self.directory, f"{name}.npy", MANIFEST)
             if not path.is_file() or len(self._column(name)) != len(self):
                 raise _damaged(path, "it is missing or of another length")
 
@@ -202,13 +204,21 @@ def _manifest(directory: Path) -> dict[str, Any]:
         ) from None
     except NotADirectoryError:
         raise UserError(f"{directory} is a file; a corpus store is a directory, which llm-arch prepare makes") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(directory / MANIFEST, "it is not valid JSON") from error
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         found = manifest.get("version") if isinstance(manifest, dict) else None
         raise UserError(
             f"{directory} is a store of version {found}, and this release reads version {VERSION}; prepare it anew"
         )
+    try:
+        if manifest["dtype"] not in _TYPES:
+            raise ValueError
+        for shard in manifest["shards"]:
+            int(shard["documents"]) + int(shard["tokens"])
+        int(manifest["documents"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(directory / MANIFEST, "it does not say what a store's manifest does") from error
     return manifest
 
 

@@ -22,6 +22,7 @@ from llm_arch.data.cells import text_fault
 from llm_arch.data.collate import flat_batch, make_batch
 from llm_arch.data.module import DataModule, presentable
 from llm_arch.data.splits import Split, divided, lengths_of
+from llm_arch.data.store import key_of
 from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.seeding import run_seed
 from llm_arch.types import Batch, LabelSpace, UserError
@@ -90,6 +91,8 @@ class CorpusData(DataModule):
                 f"data.max_tokens is {max_tokens}, but a single piece may have data.max_length {max_length} tokens; "
                 f"raise the one or lower the other"
             )
+        if self.max_bad_rows is not None:
+            raise UserError("data.max_bad_rows is about rows, and a corpus has documents; leave it out")
         self._packed = self.layout == "flat" and batch_size is None and max_tokens is not None
         if self._packed and self.group_by_length:
             raise UserError(
@@ -212,6 +215,7 @@ class CorpusData(DataModule):
             "bad": [],
             "bad_rows": 0,
             "notes": notes,
+            "fingerprint": key_of(store.manifest),
         }
         return Split(name, source, rows, None, lengths, facts)
 

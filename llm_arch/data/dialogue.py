@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from llm_arch.data.time_limit import time_limit
 from llm_arch.data.written import Said, WrittenData
 from llm_arch.types import UserError
 
 _SYSTEM = "system"
+_SECONDS = 2
 
 
 class DialogueData(WrittenData):
@@ -158,7 +160,8 @@ class DialogueData(WrittenData):
     def _rendered(self, messages: list[dict[str, str]], before: str, *, prompt: bool) -> str:
         """The conversation so far; what stood before must stand in front of it."""
         try:
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            with time_limit(_SECONDS, f"it takes more than {_SECONDS} s"):  # it is a program, in a sandbox
+                text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises errors of its own, through jinja
             said = str(error).splitlines() or [type(error).__name__]
             raise UserError(f"the tokenizer's chat template can't write this conversation: {said[0]}") from error

@@ -200,6 +200,7 @@ class RowFormat(Configured, ABC):
         types = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8()), **self.schema}
         schema = pa.schema([*types.items(), ("line", pa.int64()), ("key", pa.int64())])
         rows, facts = stored(self.cache / "data", key_of(parts), schema, partial(encoded_rows, self, source, labelled))
+        facts["fingerprint"] = parts["source"]
         if facts["bad"] and self.on_bad_row == "error":  # stored by an earlier run that skipped them
             line, fault = facts["bad"][0]
             note_bad_row(self, source_name, line, fault, facts)

@@ -24,6 +24,7 @@ from llm_arch.seeding import run_seed
 from llm_arch.types import Batch, LabelSpace, UserError
 
 _EXAMPLE_LENGTH = 80
+_NOT_RECORDED = {"train", "validation", "test", "predict", "tokenizer", "cache_dir", "num_workers"}
 
 
 class DataModule(RowFormat, L.LightningDataModule):
@@ -49,6 +50,8 @@ class DataModule(RowFormat, L.LightningDataModule):
         language: language of the embedded set.
         on_bad_row: `error` stops at the first row that can't be used, `skip` leaves such rows out and lists them in
             bad_rows.jsonl.
+        max_bad_rows: stop when more rows than this are left out, of all splits together: a number of rows, or a share
+            in (0, 1); None for no limit.
         num_workers: loader processes; 0 is fastest for tokenized rows.
         cache_dir: where encoded rows are kept; None for `LLM_ARCH_CACHE` or the user's cache directory.
     """
@@ -72,6 +75,7 @@ class DataModule(RowFormat, L.LightningDataModule):
         split_seed: int = 0,
         language: str = "en",
         on_bad_row: Literal["error", "skip"] = "error",
+        max_bad_rows: int | float | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
     ) -> None:
@@ -81,11 +85,17 @@ class DataModule(RowFormat, L.LightningDataModule):
                 raise UserError(f"data.{name} must be in [0, 1), got {share}")
         if validation_fraction + test_fraction >= 1:
             raise UserError("data.validation_fraction and data.test_fraction together leave nothing to train on")
+        if max_bad_rows is not None:
+            if max_bad_rows < 0 or (max_bad_rows > 1 and max_bad_rows != int(max_bad_rows)):
+                raise UserError(f"data.max_bad_rows must be a number of rows or a share in (0, 1), got {max_bad_rows}")
+            if on_bad_row == "error":
+                raise UserError("data.max_bad_rows is about rows that are left out; set --data.on_bad_row skip too")
         if max_length < 4:
             raise UserError(f"data.max_length must be at least 4, got {max_length}")
         if evaluation_tokens < 1:
             raise UserError(f"data.evaluation_tokens must be at least 1, got {evaluation_tokens}")
         self.sources = with_splits(train, validation, test) | ({"predict": predict} if predict else {})
+        self.max_bad_rows = max_bad_rows
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.group_by_length = group_by_length
@@ -106,7 +116,12 @@ class DataModule(RowFormat, L.LightningDataModule):
             label_space: the model's labels.
             record: what `record` returned when the model was saved.
             **sources: `test` or `predict`, each a file or set.
+
+        Raises:
+            UserError: the record has what no `record` returns: other rows to read, or another place to write to.
         """
+        if foreign := sorted(_NOT_RECORDED & record.keys()):
+            raise UserError(f"{tokenizer}: its record sets data.{foreign[0]}, as no saved model does; fetch it again")
         arguments: dict[str, Any] = {**record, **sources}
         data = cls(tokenizer=tokenizer, **arguments)
         data.label_space = label_space  # type: ignore[misc]
@@ -119,7 +134,24 @@ class DataModule(RowFormat, L.LightningDataModule):
         """All splits, read and cut on first use."""
         if self._splits is None:
             self._splits = self._make_splits()
+            self._check_bad_rows()
         return self._splits
+
+    def _check_bad_rows(self) -> None:
+        """Raise UserError when more rows were left out than may be; of what is cached too, since it may be another."""
+        if self.max_bad_rows is None:
+            return
+        facts = {split.source: split.facts for split in (self._splits or {}).values()}
+        bad = sum(fact["bad_rows"] for fact in facts.values())
+        rows = bad + sum(fact["rows"] for fact in facts.values())
+        share = bad / max(rows, 1)
+        if bad > self.max_bad_rows * (rows if self.max_bad_rows < 1 else 1):
+            source, (line, fault) = next((name, fact["bad"][0]) for name, fact in facts.items() if fact["bad"])
+            self._splits = None
+            raise UserError(
+                f"{bad:,} of {rows:,} rows ({share:.1%}) can't be used, and data.max_bad_rows is {self.max_bad_rows}; "
+                f"the first is {source}, line {line}: {fault}"
+            )
 
     def _make_splits(self) -> dict[str, Split]:
         splits: dict[str, Split] = {}
@@ -134,6 +166,10 @@ class DataModule(RowFormat, L.LightningDataModule):
             if wanted:
                 splits |= cut_off(splits["train"], wanted, self.split_seed)
         return splits
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What was found out about each split; nothing where none was read yet."""
+        return {name: split.facts for name, split in (self._splits or {}).items()}
 
     def split(self, name: str) -> Split:
         """One split by name; raises UserError when there is none."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_arch.locate import for_transformers, locate
 from llm_arch.types import UserError
+from llm_arch.untrusted import refuse_links_out
 
 
 def load_tokenizer(name: str) -> Any:
@@ -20,12 +21,19 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     place, more = for_transformers(locate(name))
+    if Path(place).is_dir() and not more:
+        refuse_links_out(Path(place))
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False, **more)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the Rust library raises nothing narrower, and a damaged file can raise anything
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         if more:
-            raise UserError(f"{name}: the file holds no tokenizer that can be read ({error})") from error
-        if Path(place).is_dir():
+            raise UserError(f"{name}: the file holds no tokenizer that can be read ({reason})") from error
+        if "trust_remote_code" in str(error):
+            reason = "the tokenizer brings Python code of its own, which is not run"
+        elif (Path(place) / "tokenizer.json").is_file():
+            reason = f"the tokenizer can't be read ({reason})"
+        elif Path(place).is_dir():
             reason = "the directory holds no tokenizer (tokenizer.json)"
         else:
             reason = f"no such directory, and the hub could not provide it ({type(error).__name__})"

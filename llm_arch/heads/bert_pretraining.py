@@ -32,6 +32,8 @@ class BertPretraining(MaskedHead):
         label_space: the labels of pairs.
     """
 
+    why_not_additive = "the loss of pairs weighs by the masked tokens of its batch, as that of BERT does"
+
     def __init__(self, hidden_size: int, label_space: LabelSpace) -> None:
         super().__init__(hidden_size, top_k=1)
         if len(label_space) < 2 or label_space.multi:

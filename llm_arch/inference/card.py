@@ -56,6 +56,14 @@ def model_card(record: dict[str, Any], directory: Path, columns: Sequence[str] =
         ]
     lines += ["", "## Where it came from", ""]
     for key, value in lineage.items():
+        if key == "config" and not isinstance(value, str):
+            value = "in `llm_arch.json`"  # pages of it
+        elif key == "fingerprints":
+            value = {split: str(one)[:12] for split, one in value.items()}
+        elif key == "parents":
+            value = {one["role"]: f"{one['name']} ({one['manifest'][:12]})" for one in value}
+        if value in ({}, []):
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         lines.append(f"- {key.replace('_', ' ')}: {value}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,9 @@ from llm_arch import model_directory
 from llm_arch.backbones.load import backbone_of
 from llm_arch.data.module import DataModule
 from llm_arch.inference.card import model_card
+from llm_arch.lineage import surroundings
 from llm_arch.task import Task, WritesTexts
 from llm_arch.types import Backbone, Head, LabelSpace, UserError
-
-_LINEAGE = ("llm_arch", "torch", "lightning", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ def save(
         data: the data module it was trained on; gives the tokenizer and how rows are read.
         directory: where the model goes; an older model there is replaced once the new one is complete.
         metrics: results to record, as in metrics.json.
-        lineage: what the model came from (config, parents), recorded as given beside versions and seed.
+        lineage: what the model came from (config, seed, parents), recorded as given beside versions, hardware, the
+            revision of the code, and fingerprints of the data.
 
     Returns:
         The directory.
@@ -102,7 +100,9 @@ def save(
             "label_space": task.label_space.to_dict(),
             "data": model_directory.part(data.class_path, data.record()),
             "lineage": {
-                "versions": {name: version(name) for name in _LINEAGE} | {"python": platform.python_version()},
+                **surroundings(),
+                "fingerprints": {s: f["fingerprint"] for s, f in data.facts().items() if "fingerprint" in f},
+                "metric": {"name": task.head.major, "mode": task.head.mode},
                 **(lineage or {}),
             },
             "records": {},

@@ -159,6 +159,7 @@ class Head(Configured, nn.Module, ABC):
         mode: whether `major` is better when higher ("max") or lower ("min").
         rate_factor: factor on the default learning rate of `Task`, for tasks that take larger steps well.
         ties_embeddings: whether the head computes with the backbone's token embeddings, as language models do.
+        why_not_additive: why the sums of micro-batches are not those of one batch, where they are not; else None.
     """
 
     label_space: LabelSpace
@@ -166,6 +167,7 @@ class Head(Configured, nn.Module, ABC):
     mode: Literal["min", "max"]
     rate_factor: float = 1.0
     ties_embeddings: bool = False
+    why_not_additive: str | None = None
 
     def bind(self, backbone: Backbone) -> None:  # noqa: B027 - a hook: most heads need no more than the hidden size
         """Called once with the backbone, for heads that read its pooling or share its embeddings."""

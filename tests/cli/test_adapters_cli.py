@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("peft")
 
-from llm_arch.cli.fit_run import _backbone_name, _tokenizer_name
+from llm_arch.cli.fit_tokenizer import backbone_name, tokenizer_name
 from llm_arch.data.tokenizers import load_tokenizer
 
 ADAPTED = ("--model.backbone", "llm_arch.backbones.adapters.Adapted")
@@ -60,5 +60,5 @@ def test_adapters_are_seen_through(inner: Any, tokenizer: str | None, name: str)
     outer = {"class_path": "llm_arch.backbones.adapters.Adapted", "init_args": {"backbone": inner, "rank": 3}}
     for backbone in (inner, outer):
         config = Config(model=Config(backbone=backbone))
-        assert _tokenizer_name(config) == tokenizer
-        assert _backbone_name(config) == name
+        assert tokenizer_name(config) == tokenizer
+        assert backbone_name(config) == name

@@ -158,7 +158,7 @@ VALUES = {
     ("--model.backbone", "tiny:bert", "--data.tokenizer", "null"): "data.tokenizer is not set, and the backbone names",
     # The run itself.
     ("--resume", "nope.ckpt"): "--resume nope.ckpt: no such checkpoint; name a .ckpt file, or use --resume auto",
-    ("--resume", "train.jsonl"): "--resume train.jsonl is no checkpoint of a run, or damaged; name a .ckpt file of one",
+    ("--resume", "train.jsonl"): "--resume train.jsonl is damaged or cut short (File is not a zip file); name another",
     ("--output", "train.jsonl"): "--output train.jsonl is a file; name a directory",
     ("-c",): "-c needs the name of a config, such as -c task/text_classification",
     ("-c", "nope.yaml"): "nope.yaml: no such config file; shipped are: backbone/",
@@ -311,7 +311,7 @@ def test_model_that_is_none(here: Path, run: Any, trained: Path, verb: tuple[str
 
 def test_pickled_checkpoint_to_resume_is_not_run(refused: Any) -> None:
     torch.save({"state_dict": Trap()}, "trap.ckpt")
-    assert refused("--resume", "trap.ckpt").startswith("--resume trap.ckpt is no checkpoint of a run, or damaged")
+    assert refused("--resume", "trap.ckpt").startswith("--resume trap.ckpt is no checkpoint of a run: it holds")
     assert not Path("sprung").exists()
 
 

@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import Callback
 
 from llm_arch.cli import fit as fit_module
 from llm_arch.cli import fit_run, output
-from llm_arch.cli.fit import HELP, find_configs
+from llm_arch.cli.fit import HELP
+from llm_arch.cli.fit_command import find_configs
 from llm_arch.cli.fit_parser import known_keys, parse
 from llm_arch.types import UserError
 

@@ -14,7 +14,7 @@ import torch
 
 from llm_arch.data import TextClassificationData
 from llm_arch.data import format as format_module
-from llm_arch.types import Batch, UserError
+from llm_arch.types import Batch, LabelSpace, UserError
 
 Make = Callable[..., TextClassificationData]
 Write = Callable[..., str]
@@ -315,3 +315,40 @@ def test_padding_share(make_data: Make, write_rows: Write, layout: str) -> None:
     data = make_data(write_rows([{"text": text, "label": "a"} for text in texts]), layout=layout)
     assert data.padded_share() == pytest.approx(1 - 13 / 18)
     assert data.padding_share() == (pytest.approx(1 - 13 / 18) if layout == "padded" else 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "stops"), [(2, False), (1, True), (0, True), (0.39, True), (0.4, False), (1.0, True), (None, False)]
+)
+def test_max_bad_rows(make_data: Any, write_rows: Any, limit: float | None, stops: bool) -> None:
+    """Of all splits together: one of three training rows, one of two test rows; whether read now or kept before."""
+    rows = [{"text": "w1", "label": "a"}, {"text": "w2", "label": "b"}, {"text": " ", "label": "a"}]
+    train = write_rows(rows, "a.jsonl")
+    other = write_rows([{"text": "w3", "label": "a"}, {"label": "a"}], "b.jsonl")
+    for _ in range(2):  # the second reads what the first has kept
+        data = make_data(train, test=other, on_bad_row="skip", max_bad_rows=limit)
+        if not stops:
+            assert [len(split) for split in data.splits.values()] == [2, 1]
+            continue
+        with pytest.raises(UserError, match=r"^2 of 5 rows \(40.0%\) can't be used, and data.max_bad_rows is") as error:
+            _ = data.splits
+        assert str(error.value).endswith(f"the first is {train}, line 3: 'text' is empty; fix the row")
+
+
+def test_max_bad_rows_that_can_not_be(make_data: Any) -> None:
+    for limit in (-1, 1.5, -0.1):
+        with pytest.raises(UserError, match="data.max_bad_rows must be a number of rows or a share in"):
+            make_data(on_bad_row="skip", max_bad_rows=limit)
+    with pytest.raises(UserError, match="set --data.on_bad_row skip too"):
+        make_data(max_bad_rows=3)
+
+
+def test_a_model_names_no_rows_and_no_places(make_data: Any, words: str) -> None:
+    data = make_data()
+    labels = LabelSpace(("a", "b"))
+    assert type(data).for_model(words, labels, data.record(), test="smart_home:test").sources == {
+        "test": "smart_home:test"
+    }
+    for name in ("train", "predict", "cache_dir", "num_workers"):
+        with pytest.raises(UserError, match=f"its record sets data.{name}, as no saved model does"):
+            type(data).for_model(words, labels, {**data.record(), name: "x"})

@@ -1,0 +1,181 @@
+"""Weights, gradients and optimizer state spread over the devices: FSDP2 as a strategy of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.strategy import Strategy
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from llm_arch.checkpoints import DurableCheckpointIO
+
+
+class FullySharded(ModelParallelStrategy):
+    """FSDP2 (Zhao et al. 2023; torch's `fully_shard`): each process keeps its share of everything that is trained.
+
+    `--trainer.strategy fully_sharded`. The layers of the backbone are gathered one at a time; what is not in a layer
+    (embeddings, head) is one more group. While no loop runs the task is a plain module with whole weights, the same on
+    all processes, so it is saved and used like any other. Checkpoints too are those of a single device: one file,
+    checked and written whole, gathered in the memory of the first process.
+    """
+
+    strategy_name = "fully_sharded"
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.checkpoint_io = DurableCheckpointIO()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """The state of optimizers lies in the checkpoint as always."""
+        return True
+
+    def setup_environment(self) -> None:
+        """Let all processes hold a part of the same weights and read rows of their own."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Spread the weights, then make the optimizers of what this process keeps."""
+        assert self.accelerator is not None
+        assert self.lightning_module is not None
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.lightning_module)
+        self.model_to_device()
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting:
+            for value in self.lightning_module.state_dict(keep_vars=True).values():
+                torch.distributed.broadcast(value.detach(), src=0)
+        self.model = shard(self.lightning_module, self.device_mesh["data_parallel"])
+        if fitting:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+        if fitting:
+            _optimizers_to_device(self.optimizers, self.root_device)
+
+    def teardown(self) -> None:
+        """Gather the weights where the loop has ended well; after an error other processes may not answer."""
+        module = self.lightning_module
+        if isinstance(self.model, _Root) and module is not None:
+            if module.trainer.state.status != TrainerStatus.INTERRUPTED:
+                gather(self.model)
+            self.model = module
+        super().teardown()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole weights, on the first process alone."""
+        assert self.lightning_module is not None
+        return self._whole(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state, on the first process alone."""
+        return self._whole(Strategy.optimizer_state(self, optimizer))
+
+    def _whole(self, values: Any) -> Any:
+        """Nested values with tensors gathered; every process has to ask."""
+        if isinstance(values, Mapping):
+            return {key: self._whole(value) for key, value in values.items()}
+        if isinstance(values, DTensor):
+            whole = values.full_tensor()
+            return whole.cpu() if self.is_global_zero else whole.new_empty(0)
+        return values
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write one file, as on a single device."""
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read one file on every process; never runs code from it."""
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take this process's share of whole weights."""
+        assert self.lightning_module is not None
+        shares = {
+            name: _share(checkpoint["state_dict"].get(name), own)
+            for name, own in self.lightning_module.state_dict().items()
+        }
+        given = {name: shares.get(name, value) for name, value in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(given, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this process's share of the whole state."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            state = dict(saved["state"])
+            for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+                for parameter, key in zip(group["params"], saved_group["params"], strict=True):
+                    if key in state:
+                        state[key] = {name: _share(value, parameter) for name, value in state[key].items()}
+            optimizer.load_state_dict({**saved, "state": state})
+
+
+class _Root(nn.Module):
+    """Around the task, so that torch makes another class of this one and not of the task."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Spread the weights over a mesh; returns what is to be called in place of the module."""
+    for part in module.modules():
+        if isinstance(part, nn.ModuleList) and not any(isinstance(outer, FSDPModule) for outer in part.modules()):
+            for layer in part:
+                if any(parameter.requires_grad for parameter in layer.parameters()):
+                    fully_shard(layer, mesh=mesh)
+    root: nn.Module = _Root(module)
+    fully_shard(root, mesh=mesh)
+    return root
+
+
+def gather(root: nn.Module) -> None:
+    """Undo `shard`: whole weights, the same tensors where they were shared, and plain modules."""
+    from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+    from torch.distributed._composable_state import _module_state_mapping
+
+    wholes: dict[int, nn.Parameter] = {}
+    sharded = [part for part in root.modules() if isinstance(part, FSDPModule)]
+    for part in sharded:
+        part.reshard()
+        state = part._get_fsdp_state()
+        handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
+        for group in state._fsdp_param_groups:
+            handles += group._module_to_pre_save_state_dict_hook_handle.values()
+            handles += group._module_to_pre_load_state_dict_hook_handle.values()
+            handles += [one._post_load_hook_handle for one in group.fsdp_params]
+        for handle in handles:
+            handle.remove()
+    for module in root.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                if id(parameter) not in wholes:
+                    whole = parameter.full_tensor().detach().cpu()
+                    wholes[id(parameter)] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+                setattr(module, name, wholes[id(parameter)])
+        for name in ("_is_fsdp_managed_module", "_fsdp_use_orig_params", STATE_KEY, REGISTRY_KEY):
+            module.__dict__.pop(name, None)
+    for part in sharded:
+        _module_state_mapping.pop(part, None)
+        part.__class__ = type(part).__mro__[type(part)._orig_cls_mro_index]
+
+
+def _share(value: Any, own: Tensor) -> Any:
+    """The share of a whole tensor that lies where this process's does."""
+    if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
+        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    return value
