@@ -67,7 +67,7 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
     options = parser.parse_args(arguments)
     if "model" in options and options.output and Path(options.output).is_dir():
         raise UserError(f"--output {options.output} is a directory; name a file")
-    if "model" in options and options.check:
+    if "check" in options and options.check:
         for name in filter(None, (options.model, getattr(options, "ner", None))):
             model_directory.read(Path(name))  # says better what a folder is that is none
             model_directory.check_manifest(Path(name))

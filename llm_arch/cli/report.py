@@ -157,6 +157,10 @@ def say_results(console: Console, task: Task, data: DataModule, metrics: dict[st
 def next_command(data: DataModule, split: str | None, model: Path) -> str:
     """A `predict` command that can be pasted into a shell."""
     columns = [name for name, always in data.columns.items() if always]
+    codes = getattr(data, "control_columns", None)
+    if codes and columns == codes:
+        given = [f"{name}=…" for name in codes]
+        return shlex.join(["llm-arch", "generate", "--model", str(model), "--control"]) + " " + " ".join(given)
     if len(columns) > 1:
         return f"{shlex.join(['llm-arch', 'predict', '--model', str(model)])} --input FILE.jsonl"
     example = data.example(split) if split is not None else None
