@@ -94,12 +94,16 @@ def main(arguments: list[str] | None = None) -> None:
             out = []
             with torch.inference_mode():
                 for prompt in prompts:
-                    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-                    ids = (
-                        torch.cat([torch.tensor([[tokenizer.bos_token_id]]), ids], 1) if _needs(ids, tokenizer) else ids
-                    )
+                    encoded = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+                    ids = torch.tensor([[tokenizer.bos_token_id, *encoded]])
                     made = peer.generate(
-                        ids, attention_mask=torch.ones_like(ids), max_new_tokens=options.new_tokens, do_sample=False
+                        ids,
+                        attention_mask=torch.ones_like(ids),
+                        max_new_tokens=options.new_tokens,
+                        min_new_tokens=options.new_tokens,
+                        eos_token_id=tokenizer.eos_token_id,
+                        pad_token_id=tokenizer.pad_token_id,
+                        do_sample=False,
                     )
                     out.append(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
             written["rows"] = out
@@ -125,11 +129,6 @@ def main(arguments: list[str] | None = None) -> None:
     payload = {"cpu_seconds": seconds, "same": same, **vars(options)}
     write_results("generation_throughput", payload, "\n".join(lines))
     print("\n".join(lines))
-
-
-def _needs(ids: Any, tokenizer: Any) -> bool:
-    """Whether the tokenizer left the token that begins a text to us."""
-    return int(ids[0, 0]) != tokenizer.bos_token_id
 
 
 if __name__ == "__main__":
