@@ -24,6 +24,7 @@ from llm_arch.backbones.load import backbone_from
 from llm_arch.freezing import Freeze, freeze_backbone
 from llm_arch.gradients import clip_gradients, clip_values, gradient_norm, scale_gradients
 from llm_arch.optim import make_embeddings_sparse, parameter_groups
+from llm_arch.resuming import Standing
 from llm_arch.schedules import Linear, Schedule
 from llm_arch.seeding import mix, run_seed
 from llm_arch.types import (
@@ -120,9 +121,7 @@ class Task(L.LightningModule):
         # Whether the step that has just ended was left out, its loss or gradient being no number; `Guard` says so.
         self.left_out = False
         self._wrong: Tensor | float = 0.0  # above 0 where a loss of this step is no number
-        self._validated = (-1, -1)  # epoch and micro-batch of the last validation that ended
-        self._validation_due = False
-        self._dense = False  # whether the run goes on from one whose embeddings had dense gradients
+        self._standing = Standing()
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the head."""
@@ -150,19 +149,8 @@ class Task(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock (a run resumed within an epoch starts none), and let validation wait for steps to end."""
-        if self._validation_due:  # the run was stopped between a step and its validation
-            self._validation_due = False
-            loop = self.trainer.fit_loop.epoch_loop.val_loop
-            loop.batch_progress.reset()
-            self.trainer.validating = True
-            loop.run()
-            loop._has_run = False  # else Lightning ends this epoch, and those that follow, as done
-            self.trainer.training = True
+        self._standing.start(self.trainer)
         self._mark = time.perf_counter()
-        trainer, every, step = self.trainer, self.trainer.val_check_batch, self.trainer.accumulate_grad_batches
-        if every and every % step and every < trainer.num_training_batches:
-            # A checkpoint written within a step lacks the gradients that the step already has.
-            trainer.val_check_batch = min(math.ceil(every / step) * step, trainer.num_training_batches)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Count the time of a step and of loading its batch."""
@@ -278,7 +266,7 @@ class Task(L.LightningModule):
             if isinstance(module, nn.Embedding):
                 module.sparse = False  # set by an earlier fit; not every optimizer takes sparse gradients
         if self.optimizer_callable is None:
-            dense = self._dense or any(isinstance(parameter, DTensor) for parameter in self.parameters())
+            dense = self._standing.dense or any(isinstance(parameter, DTensor) for parameter in self.parameters())
             if self.trainer.world_size == 1 and self.device.type == "cpu" and not dense:
                 make_embeddings_sparse(self, keep_dense=[self.backbone.embeddings] if self.head.ties_embeddings else [])
             optimizer: Optimizer = RowAdamW(groups, lr=self.learning_rate)
@@ -296,53 +284,12 @@ class Task(L.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note whether a validation is due at this step, which Lightning would leave out in the resumed run."""
-        due = self._validation_due or (self._validates_here() and self._validated != self._place)
-        checkpoint["validation_due"] = due
-        checkpoint["ranks"], checkpoint["accumulation"] = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        if due:  # what it had done of it is done again
-            loop = self.trainer.fit_loop.epoch_loop.val_loop
-            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = type(
-                loop.batch_progress
-            )().state_dict()
+        """Note where the run stands."""
+        self._standing.save(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember whether a validation is due, and find the place of a run of another number of ranks."""
-        self._validation_due = bool(checkpoint.get("validation_due", False))
-        moments = [state for saved in checkpoint["optimizer_states"] for state in saved["state"].values()]
-        by_row = any("rows" in state for state in moments)
-        self._dense = bool(moments) and not by_row
-        ranks, accumulation = checkpoint.get("ranks"), checkpoint.get("accumulation")
-        if self.trainer.state.fn != "fit" or ranks in (None, self.trainer.world_size):
-            return
-        now, before = self.trainer.world_size * self.trainer.accumulate_grad_batches, ranks * accumulation
-        if now != before:
-            raise UserError(
-                f"the checkpoint is of {ranks} processes with accumulate_grad_batches {accumulation}: {before} "
-                f"micro-batches a step, here {now}; set trainer.accumulate_grad_batches so that they are as many"
-            )
-        # Lightning counts the micro-batches of one rank; `completed` may be one behind within a callback.
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["current"], progress["total"]):
-            more = counts["ready"] * ranks // self.trainer.world_size - counts["ready"]
-            counts.update({name: count + more for name, count in counts.items()})
-        if by_row and self.trainer.world_size > 1:
-            raise UserError(
-                "the checkpoint is of one process on a CPU, which keeps the moments of embeddings by their rows; go on "
-                "with one process, or give model.optimizer, such as torch.optim.AdamW, from the beginning"
-            )
-
-    @property
-    def _place(self) -> tuple[int, int]:
-        """The epoch, and how many of its micro-batches are done."""
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-    def _validates_here(self) -> bool:
-        """Whether the trainer looks at the validation rows after the micro-batch that it has just done."""
-        loop = self.trainer.fit_loop
-        if loop._data_fetcher is None or loop.epoch_loop.batch_progress.current.ready == 0:
-            return False
-        return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+        """Find the place where the run stood."""
+        self._standing.load(self.trainer, checkpoint)
 
     # Evaluation
 
@@ -373,7 +320,7 @@ class Task(L.LightningModule):
         """Let the head tune its decision, then log `val/loss` and `val/<metric>`."""
         if not self.trainer.sanity_checking:  # a few rows and a model that has learnt nothing
             self.head.calibrate(self.evaluated)
-            self._validated = self._place
+            self._standing.validated(self.trainer)
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:

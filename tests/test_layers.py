@@ -25,6 +25,7 @@ LAYERS = (
         "optim",
         "adamw",
         "checkpoints",
+        "resuming",
         "fully_sharded",
         "muon",
         "schedules",
