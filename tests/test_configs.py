@@ -119,7 +119,7 @@ def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert configs.find(name).samefile(expected)
     with pytest.raises(UserError, match=r"^task/text: no such config file; did you mean task/text_classification\?$"):
         configs.find("task/text")
-    with pytest.raises(UserError, match=r"^q: no such config file; shipped are: .*task/text_classification$"):
+    with pytest.raises(UserError, match=r"^q: no such config file; shipped are: .*task/translation$"):
         configs.find("q")
 
 

@@ -35,7 +35,7 @@ data
   --data.max_tokens N            tokens a micro-batch at most
   --data.on_bad_row error|skip   stop at a row that can't be used, or list it in bad_rows.jsonl
                                  (default: error)
-  --data.max_bad_rows N          rows, or a share below 1, that may be left out (default: no limit)
+  --data.max_bad_rows N          rows, or a share below 1, that may be left out; without it all
   --data.language LANG           language of the embedded set (default: en)
 
 model

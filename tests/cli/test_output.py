@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from llm_arch.cli import output
 from llm_arch.types import UserError
@@ -99,6 +100,10 @@ def test_leftovers_of_a_killed_run_do_not_come_back(filled: Path) -> None:
 
 def test_checkpoint(filled: Path, tmp_path: Path) -> None:
     last = filled / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged.*there is no other; start anew with --overwrite"):
+        output.checkpoint(filled, "auto")
+    for step, path in ((3, last), (2, last.with_name("previous.ckpt"))):
+        torch.save({"state_dict": {}, "global_step": step, "epoch": 0}, path)
     assert output.checkpoint(filled, None) is None
     assert output.checkpoint(filled, "auto") == str(last)
     assert output.checkpoint(tmp_path, "auto") is None
@@ -107,6 +112,13 @@ def test_checkpoint(filled: Path, tmp_path: Path) -> None:
         output.checkpoint(filled, "nope")
     with pytest.raises(UserError, match="no such checkpoint"):  # `auto` is the only word
         output.checkpoint(filled, "last")
+    said: list[str] = []
+    last.write_bytes(last.read_bytes()[:100])
+    assert output.checkpoint(filled, "auto", said.append) == str(last.with_name("previous.ckpt"))
+    assert len(said) == 1
+    assert "it is passed over" in said[0]
+    with pytest.raises(UserError, match="is damaged"):
+        output.checkpoint(filled, str(last))
 
 
 def test_write_is_all_or_nothing(tmp_path: Path) -> None:

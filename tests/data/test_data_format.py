@@ -107,6 +107,7 @@ def test_stored_rows_and_facts(make_data: Make, write_rows: Write, id_of: dict[s
     keys = stored["key"][:]
     assert keys[0] == keys[2]
     assert len(set(keys)) == 3
+    assert len(facts.pop("fingerprint")) == 64
     assert facts == {
         "rows": 4,
         "tokens": 4 + 6 + 4 + 3,
