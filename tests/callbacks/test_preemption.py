@@ -82,10 +82,12 @@ def run(rows: Any, write_rows: Callable[..., str], tokenizer: str, tmp_path: Pat
     ("hook", "count"),
     [
         ("on_train_batch_start", 2),
-        ("on_train_batch_start", 6),  # the last of an epoch, where a validation is due
+        ("on_train_batch_start", 7),  # the last of an epoch, where a validation is due
+        ("on_train_batch_start", 14),  # the last of all
         ("on_before_optimizer_step", 9),
         ("on_validation_batch_start", 2),
         ("on_validation_batch_end", 1),
+        ("on_validation_batch_end", -1),  # the last of all
     ],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -93,7 +95,9 @@ def test_told_anywhere_nothing_is_lost(hook: str, count: int, accumulation: int,
     if hook == "on_before_optimizer_step" and accumulation == 2:
         count = 4
     options = {"accumulate_grad_batches": accumulation}
-    _, straight, expected, _ = run("straight", **options)
+    seen = Tell(hook, 0)
+    _, straight, expected, _ = run("straight", seen, **options)
+    count = seen.seen if count < 0 else count if hook != "on_train_batch_start" else min(count, seen.seen)
     trainer, _, first, told = run("told", Tell(hook, count), **options)
     assert told is not None
     assert told.name == "SIGTERM"
@@ -146,3 +150,17 @@ def test_mistakes() -> None:
         Preemption(("SIGKILL",))
     with pytest.raises(UserError, match="every_minutes must be above 0"):
         Checkpoint(every_minutes=0)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_end"])
+def test_told_anywhere_between_validations_within_epochs(hook: str, run: Callable[..., Any]) -> None:
+    options = {"val_check_interval": 3}
+    seen = Tell(hook, 0)
+    _, straight, expected, _ = run("straight", seen, **options)
+    for count in range(1, seen.seen + 1):
+        _, _, first, told = run(f"told{count}", Tell(hook, count), **options)
+        assert told is not None
+        _, resumed, second, _ = run(f"told{count}", resume=True, **options)
+        for name, value in straight.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], value), (count, name)
+        assert first.found + second.found == expected.found, count
