@@ -204,7 +204,7 @@ def has_spent(pid: int, seconds: float) -> Callable[[], bool]:
 def error_of(log: Path) -> str:
     """The last line of what an attempt died of."""
     path = log.with_suffix(".error")
-    lines = path.read_text().strip().splitlines() if path.is_file() else []
+    lines = path.read_text().replace(f"{log.parent}/", "").strip().splitlines() if path.is_file() else []
     return lines[-1] if lines else "died without a word"
 
 
