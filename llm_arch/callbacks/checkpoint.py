@@ -76,7 +76,10 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         """Keep the last state where it is time and a step has ended; all ranks go by the clock of the first."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.every_minutes is None or not step_has_ended(trainer):
+        # With the last step of an epoch the epoch ends, and then the state is kept anyway: one saved here would count
+        # the epoch twice if the resumed run were stopped again.
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if self.every_minutes is None or last or not step_has_ended(trainer):
             return
         due = time.monotonic() - self._kept >= 60 * self.every_minutes
         if trainer.strategy.broadcast(due) if trainer.world_size > 1 else due:

@@ -68,7 +68,13 @@ class Preemption(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Go where a step has ended."""
+        """Go where a step has ended; with the last of an epoch the epoch ends first, or its validation begins."""
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not last and step_has_ended(trainer) and self._all_told(trainer):
+            self._go(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go at the end of an epoch."""
         if step_has_ended(trainer) and self._all_told(trainer):
             self._go(trainer)
 

@@ -164,3 +164,22 @@ def test_told_anywhere_between_validations_within_epochs(hook: str, run: Callabl
         for name, value in straight.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), (count, name)
         assert first.found + second.found == expected.found, count
+
+
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 3}], ids=["validating at the end", "within"])
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_end", "on_train_epoch_end"])
+def test_told_around_the_end_of_an_epoch_and_again_soon(
+    hook: str, options: dict[str, Any], run: Callable[..., Any]
+) -> None:
+    _, straight, _, _ = run("straight", **options)
+    for first in {"on_train_batch_start": (6, 7), "on_validation_batch_end": (1, 2), "on_train_epoch_end": (1,)}[hook]:
+        for second in (1, 3):
+            folder = f"{first}-{second}"
+            *_, told = run(folder, Tell(hook, first), **options)
+            assert told is not None
+            *_, again = run(folder, Tell("on_train_batch_start", second), resume=True, **options)
+            assert again is not None
+            trainer, resumed, _, _ = run(folder, resume=True, **options)
+            assert trainer.global_step == 14
+            for name, value in straight.state_dict().items():
+                assert torch.equal(resumed.state_dict()[name], value), (first, second, name)
