@@ -14,9 +14,9 @@ def locate(name: str) -> str:
     """The folder, .gguf file or hub id that `name` stands for.
 
     Args:
-        name: a directory or a .gguf file; `package:NAME/FOLDER` or `package:NAME/FILE.gguf` for weights that come
-            inside an installed Python package (found without importing it); or a hub id such as `bert-base-uncased`,
-            returned unchanged.
+        name: a directory or a .gguf file; the output directory of a run, for the model in it; `package:NAME/FOLDER` or
+            `package:NAME/FILE.gguf` for weights that come inside an installed Python package (found without importing
+            it); or a hub id such as `bert-base-uncased`, returned unchanged.
 
     Raises:
         UserError: when the package or its folder, or a path that is clearly meant as a directory, does not exist.
@@ -37,7 +37,8 @@ def locate(name: str) -> str:
         return str(path)
     path = Path(name).expanduser()
     if path.is_dir() or _is_gguf(path):
-        return str(path)
+        is_run = not (path / "config.json").exists() and (path / "model" / "llm_arch.json").is_file()
+        return str(path / "model" if is_run else path)
     if path.is_file():
         raise UserError(f"{name} is a file; name the directory that holds config.json, the weights and the tokenizer")
     if path.suffix == _GGUF:

@@ -37,6 +37,12 @@ def is_model_directory(directory: Path) -> bool:
     return (directory / RECORD).is_file()
 
 
+def home(directory: Path) -> Path:
+    """The model directory that is meant: this folder, or `model` within it where it is the output of a run."""
+    inner = directory / "model"
+    return inner if not is_model_directory(directory) and is_model_directory(inner) else directory
+
+
 def write(directory: Path, save: Callable[[Path], dict[str, Any]]) -> None:
     """Write a model directory all or nothing.
 

@@ -68,7 +68,14 @@ class Task(L.LightningModule):
         pooling: how heads make one vector of a sequence; None for the backbone's own (mean for encoders, last token
             for decoders).
         vocabulary: tokens of the data's tokenizer, for which the backbone makes room; comes from the data.
+
+    Attributes:
+        records: what callbacks have to say of the model, JSON-able, by name; kept in its directory under `records`.
+        loaded: whether backbone and head come from a directory, in eval mode, and so without dropout until they are
+            trained.
     """
+
+    loaded: bool = False
 
     def __init__(
         self,
@@ -114,6 +121,9 @@ class Task(L.LightningModule):
         self.evaluated: Metric = self.head.metrics()
         self.evaluated_loss = MeanMetric()
         self.report: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, Any] = {}
+        # Whether callbacks still change the model's shape or zeros: no state on the way can be the best one.
+        self.changing = False
         self.train_seconds = 0.0
         self.trained_rows = self.trained_tokens = 0
         self._mark = 0.0
@@ -139,6 +149,11 @@ class Task(L.LightningModule):
         return Loss(total, loss.denominator)
 
     # Training
+
+    def on_fit_start(self) -> None:
+        """Put a loaded model, which was ready to predict, in train mode; others keep the modes of their parts."""
+        if self.loaded:
+            self.train()
 
     def on_train_epoch_start(self) -> None:
         """Start the clock."""
@@ -278,18 +293,23 @@ class Task(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise UserError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        schedule = self.lr_scheduler(optimizer, int(steps))
+        # A run without steps, in which callbacks alone change the model, has a schedule too.
+        schedule = self.lr_scheduler(optimizer, max(1, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note where the run stands."""
+        """Note where the run stands, and what pruning has left of the backbone."""
         self._standing.save(self.trainer, checkpoint)
+        checkpoint["backbone"] = self.backbone.shape()
+        checkpoint["records"] = self.records
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Find the place where the run stood."""
+        """Find the place where the run stood, and give the backbone the shape it had there."""
         self._standing.load(self.trainer, checkpoint)
+        self.backbone.reshape(checkpoint.get("backbone", {}))
+        self.records = checkpoint.get("records", {})
 
     # Evaluation
 

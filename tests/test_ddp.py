@@ -27,6 +27,7 @@ from torch.optim import SGD
 
 from llm_arch.callbacks.guard import Guard
 from llm_arch.callbacks.preemption import Preempted
+from llm_arch.callbacks.structured_pruning import StructuredPruning
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.inference.directory import save
@@ -137,11 +138,11 @@ class Poisoned(Task):
         return loss._replace(sum=loss.sum * self.poison)
 
 
-def fit(folder, tokenizer, *callbacks, kind=Task, checkpoint=None, steps=STEPS, **options):
+def fit(folder, tokenizer, *callbacks, kind=Task, checkpoint=None, steps=STEPS, dropout=0.2, **options):
     """The default optimizer, with clipping, for so many steps."""
     L.seed_everything(5, verbose=False)
     head = partial(SequenceClassification, dropout=0.2)
-    task = kind("tiny:bert", head, LabelSpace(("off", "on")), dropout=0.2, learning_rate=1e-3)
+    task = kind("tiny:bert", head, LabelSpace(("off", "on")), dropout=dropout, learning_rate=1e-3)
     files = (str(folder / f"{name}.jsonl") for name in ("train", "validation", "test"))
     data = TextClassificationData(
         *files, predict=str(folder / "predict.jsonl"), tokenizer=tokenizer, batch_size=4, evaluation_tokens=40
@@ -192,6 +193,19 @@ def told(folder, tokenizer, name, **options):
     return {"saved": saved, "resumed": fit(folder, tokenizer, checkpoint=saved[0], **options)[3]}
 
 
+def pruned(folder, tokenizer, name, checkpoint=None, **options):
+    """Heads, neurons and a layer go in three times; without dropout, whose numbers go by the sizes of what is left."""
+    pruning = StructuredPruning(heads=0.5, neurons=0.5, layers=1, rows=8, start=0.2, end=0.6, times=3)
+    half = Stop(5, folder / f"{name}_pruned.ckpt")
+    options = {"default_root_dir": str(folder / f"{name}_pruned"), "enable_checkpointing": False, **options}
+    callbacks = [pruning] if checkpoint else [pruning, half]
+    _, task, _, found = fit(folder, tokenizer, *callbacks, checkpoint=checkpoint, steps=10, dropout=0.0, **options)
+    task.backbone.settle()
+    fitted = {name: value.clone() for name, value in task.state_dict().items()}
+    structure = task.backbone.structure.to_dict()
+    return {"fitted": fitted, "structure": structure, "losses": found["losses"], "records": task.records["pruning"]}
+
+
 if __name__ == "__main__":
     folder, tokenizer = Path(sys.argv[1]), sys.argv[2]
     found = run(folder, tokenizer, strategy="ddp", devices=2)
@@ -199,6 +213,9 @@ if __name__ == "__main__":
         options = {"strategy": name, "devices": 2}
         found[name] = everywhere(folder, tokenizer, name, **options)
         found[name]["told"] = told(folder, tokenizer, name, **options)
+    options = {"strategy": "ddp", "devices": 2}
+    found["pruned"] = pruned(folder, tokenizer, "ddp", **options)
+    found["pruned_resumed"] = pruned(folder, tokenizer, "again", folder / "ddp_pruned.ckpt", **options)
     # A run of one process goes on with two: refused with the reason.
     try:
         fit(folder, tokenizer, checkpoint=folder / "single.ckpt", strategy="ddp", devices=2)
@@ -379,6 +396,25 @@ def test_told_on_one_rank_all_save_and_go(ranks, strategy):
     for rank, one in zip(ranks, told, strict=True):
         assert one["resumed"]["losses"] == rank[strategy]["losses"][44:]
         assert distance(one["resumed"]["fitted"], rank[strategy]["fitted"]) == 0
+
+
+def test_pruned_by_two_processes_as_by_one(ranks, folder, tokenizer, module):
+    one = {"devices": 1, "accumulate_grad_batches": 2}
+    expected = module.pruned(folder, tokenizer, "single", **one)
+    alone = module.pruned(folder, tokenizer, "alone", folder / "ddp_pruned.ckpt", **one)
+    assert expected["records"]["after"] == {"layers": 1, "heads": [2], "neurons": [32]}
+    for found in (*(rank[name] for rank in ranks for name in ("pruned", "pruned_resumed")), alone):
+        assert found["structure"] == expected["structure"]
+        assert found["records"] == expected["records"]
+        assert distance(found["fitted"], expected["fitted"]) < 1e-5
+    assert distance(ranks[0]["pruned"]["fitted"], ranks[1]["pruned"]["fitted"]) == 0
+    for place, (loss, rows) in enumerate(expected["losses"]):
+        other, other_rows = ranks[place % 2]["pruned"]["losses"][place // 2]
+        assert other_rows == rows
+        assert other == pytest.approx(loss, abs=1e-5)
+    for rank in ranks:
+        assert rank["pruned_resumed"]["losses"] == rank["pruned"]["losses"][5:]
+        assert distance(rank["pruned_resumed"]["fitted"], rank["pruned"]["fitted"]) == 0
 
 
 @STRATEGIES

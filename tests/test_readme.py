@@ -69,6 +69,10 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         few = [] if arguments[0] != "fit" else FEW[2:] if from_scratch else FEW
         if arguments[0] == "verify":
             few = [*FEW[:2], "--two-processes", "false"]
+        if arguments[0] == "compress":
+            few = FEW[2:]
+        if arguments[0] == "benchmark":
+            few = ["--seconds", "0.1"]
         assert main([*arguments, *few]) == 0, line
     printed = capsys.readouterr().out
     assert '"label"' in printed

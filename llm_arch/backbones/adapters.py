@@ -10,7 +10,6 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_arch.backbones.dropout import replace_dropout
 from llm_arch.backbones.load import backbone_from
+from llm_arch.compression.linear_layers import fitting, known, stacked_linear_layers
 from llm_arch.types import Backbone, Batch, Hidden, UserError
 
 _NAME = "default"  # of the adapter: there is one
@@ -177,6 +177,22 @@ class Adapted(Backbone):
                 f"LoRA: {added} new tokens have embeddings that are not trained; they are with train_embeddings: true"
             )
 
+    def keep_vocabulary(self, kept: Tensor) -> None:
+        """Keep the embeddings of these tokens only, which are numbered anew in this order."""
+        self.backbone.keep_vocabulary(kept)
+
+    def shape(self) -> dict[str, Any]:
+        """What training has changed of the wrapped backbone's sizes."""
+        return self.backbone.shape()
+
+    def reshape(self, shape: Mapping[str, Any]) -> None:
+        """Take the sizes that `shape` told."""
+        self.backbone.reshape(shape)
+
+    def settle(self) -> None:
+        """Make final what training left provisional."""
+        self.backbone.settle()
+
     def set_dropout(self, probability: float) -> None:
         """Dropout in the wrapped backbone; that of the adapters is an argument of their own."""
         if not hasattr(self.backbone, "set_dropout"):
@@ -228,7 +244,7 @@ def linear_layers(model: nn.Module, which: list[str] | Literal["attention", "all
     Raises:
         UserError: naming what fits none of the layers, and what there is.
     """
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and _stacked(name)}
+    linear = stacked_linear_layers(model)
     if which == "all":
         chosen = set(linear)
     elif which == "attention":
@@ -237,30 +253,10 @@ def linear_layers(model: nn.Module, which: list[str] | Literal["attention", "all
     elif isinstance(which, str):
         raise UserError(f"backbone.modules must be attention, all or a list of names, got {which!r}")
     else:
-        chosen = set()
-        for pattern in which:
-            fitting = {name for name in linear if fnmatchcase(f".{name}", f"*.{pattern}")}
-            if not fitting:
-                raise UserError(f"backbone.modules: {pattern!r} fits no linear layer; {_known(linear)}")
-            chosen |= fitting
+        chosen = set(fitting(linear, which, "backbone.modules"))
     if not chosen:
-        raise UserError(f"backbone.modules: {which!r} fits no linear layer; {_known(linear)}")
+        raise UserError(f"backbone.modules: {which!r} fits no linear layer; {known(linear)}")
     return {name: module for name, module in linear.items() if name in chosen}
-
-
-def _stacked(name: str) -> bool:
-    """Whether it belongs to one of several layers, which have numbers."""
-    return any(part.isdecimal() for part in name.split("."))
-
-
-def _known(linear: Mapping[str, nn.Module]) -> str:
-    """The names of linear layers, each once, without what tells one layer of the stack from the next."""
-    ends: dict[str, None] = {}
-    for name in linear:
-        parts = name.split(".")
-        last = max(i for i, part in enumerate(parts) if part.isdecimal())
-        ends[".".join(parts[last + 1 :])] = None
-    return f"there are: {', '.join(ends)}" if ends else "the backbone has none in stacked layers"
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

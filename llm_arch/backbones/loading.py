@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from llm_arch import model_directory
 from llm_arch.backbones.bare import bare
 from llm_arch.backbones.vocabulary import PLACEHOLDER
+from llm_arch.compression.structure import Structure
+from llm_arch.compression.surgery import dense_config, shape_like
 from llm_arch.locate import for_transformers, locate
 from llm_arch.types import UserError
 from llm_arch.untrusted import check_finite, check_shapes, inside, read_json, refuse_links_out, shapes
@@ -34,6 +38,8 @@ from llm_arch.untrusted import check_finite, check_shapes, inside, read_json, re
 # Tokens that mark where texts begin and end.
 _MARKERS = {"bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"}
 _LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"}
+# A pruned model is built dense first: by so many times what its file holds, or by so many numbers, it may be larger.
+_DENSE_TIMES, _DENSE_MORE = 64, 2**26
 _HEADED = "model"  # what encoder–decoders with a head call the one without
 _MARKERS |= {"decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"}
 
@@ -156,6 +162,81 @@ def random_model(config: PreTrainedConfig, *, encoder_decoder: bool = False) -> 
     return AutoModel.from_config(config, dtype=torch.float32, **arguments)
 
 
+def pruned_model(config: PreTrainedConfig, structure: Structure | None) -> PreTrainedModel:
+    """As `random_model`, of the sizes that pruning left.
+
+    Args:
+        config: of the pruned model.
+        structure: what was kept; None where nothing was pruned.
+
+    Raises:
+        UserError: the two do not fit.
+    """
+    if structure is None:
+        return random_model(config)
+    model = random_model(dense_config(config, structure))
+    shape_like(model, structure)
+    return model
+
+
+def named_pruned_model(name: str, structure: Structure, *, random_init: bool = False) -> PreTrainedModel:
+    """As `named_model`, of a directory of ours that holds a pruned model.
+
+    Args:
+        name: the directory.
+        structure: what its record says was kept.
+        random_init: take the sizes but not the weights.
+
+    Raises:
+        UserError: it can't be loaded.
+    """
+    place = Path(locate(name))
+    try:
+        if random_init:
+            return pruned_model(config_from(read_json(place / "config.json")), structure)
+        return saved_model(place, structure=structure)
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(_explain(name, True, error)) from error
+
+
+def dense_model(backbone: Any) -> PreTrainedModel:
+    """The model of a `Pretrained` as it was before pruning, with random weights; itself where it was not pruned."""
+    model: PreTrainedModel = backbone.model
+    return model if backbone.structure is None else random_model(dense_config(model.config, backbone.structure))
+
+
+def recorded_structure(name: str) -> Structure | None:
+    """What was kept of the backbone in this directory of ours; None where nothing was pruned, or it is none of ours.
+
+    Raises:
+        UserError: the record can't be read.
+    """
+    place = Path(locate(name))
+    if not model_directory.is_model_directory(place):
+        return None
+    return structure_of(model_directory.read(place)["backbone"], place)
+
+
+def structure_of(record: Mapping[str, Any], directory: Path) -> Structure | None:
+    """What a backbone's record says of pruning; None for nothing.
+
+    Args:
+        record: the record.
+        directory: where it lies, for the message.
+
+    Raises:
+        UserError: what it says can't be.
+    """
+    if record.get("structure") is None:
+        return None
+    try:
+        return Structure.from_dict(record["structure"])
+    except UserError as error:
+        raise UserError(f"{directory / model_directory.RECORD} is damaged: {error}") from error
+
+
 def is_encoder_decoder(name: str) -> bool:
     """Whether this names an encoder–decoder, by its configuration; False where there is none that can be read."""
     try:
@@ -187,6 +268,10 @@ def named_model(
     """
     place, gguf = for_transformers(locate(name))
     local = Path(place).is_dir()
+    if local and recorded_structure(place) is not None:
+        raise UserError(
+            f"{name} is a pruned model, which serves as a backbone (Pretrained) but not as a part of another"
+        )
     if local and not gguf and not (Path(place) / "config.json").is_file():
         raise UserError(f"{name} holds no config.json, so it is no model directory of transformers or of llm-arch")
     hub: dict[str, Any] = {"trust_remote_code": trust_remote_code, **gguf}
@@ -231,12 +316,15 @@ def named_model(
     return model
 
 
-def saved_model(directory: Path, *, encoder_decoder: bool = False) -> PreTrainedModel:
+def saved_model(
+    directory: Path, *, encoder_decoder: bool = False, structure: Structure | None = None
+) -> PreTrainedModel:
     """Rebuild from config.json on CPU (on meta, buffers that are not saved turn to NaN), then load strictly.
 
     Args:
         directory: with config.json and model.safetensors.
         encoder_decoder: whether an encoder–decoder is wanted, or else an encoder or a decoder.
+        structure: what pruning left of an encoder or a decoder.
 
     Raises:
         UserError: weights and configuration do not fit.
@@ -246,9 +334,18 @@ def saved_model(directory: Path, *, encoder_decoder: bool = False) -> PreTrained
     _check_config(values, directory, layers=len(shapes(weights)))
     config = config_from(values)
     with torch.device("meta"):  # of whatever size, it takes no memory yet
-        wanted = random_model(copy.deepcopy(config), encoder_decoder=encoder_decoder).state_dict()
-    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, "config.json")
-    model = random_model(config, encoder_decoder=encoder_decoder)
+        if structure is None:
+            wanted = random_model(copy.deepcopy(config), encoder_decoder=encoder_decoder).state_dict()
+        else:
+            dense = random_model(dense_config(config, structure))
+            _check_dense(dense, weights)
+            shape_like(dense, structure)
+            wanted = dense.state_dict()
+    by = "config.json" if structure is None else f"config.json and {model_directory.RECORD}"
+    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, by)
+    model = (
+        random_model(config, encoder_decoder=encoder_decoder) if structure is None else pruned_model(config, structure)
+    )
     missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     if set(missing) - tied or unexpected:
@@ -257,6 +354,14 @@ def saved_model(directory: Path, *, encoder_decoder: bool = False) -> PreTrained
             f"{sorted(set(missing) - tied)[:3]} missing, {list(unexpected)[:3]} unknown"
         )
     return model
+
+
+def _check_dense(dense: PreTrainedModel, weights: Path) -> None:
+    """Raise ValueError where a model before pruning is said to be so large that the file can't be what is left."""
+    held = sum(math.prod(shape) for shape in shapes(weights).values())
+    said = sum(parameter.numel() for parameter in dense.parameters())
+    if said > _DENSE_TIMES * held + _DENSE_MORE:
+        raise ValueError(f"{weights.name} holds {held:,} numbers, and is said to be pruned from {said:,}")
 
 
 def _look_through(directory: Path, *, weights: bool) -> None:

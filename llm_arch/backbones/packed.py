@@ -167,7 +167,8 @@ def packed_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         with_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-        if dropout > 0 or not with_grad or packed.longest <= _KEEP_WEIGHTS_UP_TO:
+        alone = packed.size == 1 and not with_grad and dropout == 0  # there is nothing to put into groups
+        if not alone and (dropout > 0 or not with_grad or packed.longest <= _KEEP_WEIGHTS_UP_TO):
             like = packed.groups(query_THd.shape[1], causal, sliding_window, query.dtype)
             parts = (query_THd, key_TKd, value_TKd, like, scaling)
             out_THd = training_attention(*parts, dropout) if dropout > 0 or with_grad else evaluation_attention(*parts)

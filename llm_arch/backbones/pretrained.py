@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llm_arch.backbones import packed, probe
@@ -20,9 +21,13 @@ from llm_arch.backbones.loading import (
     first_config,
     fresh_config,
     named_model,
+    named_pruned_model,
     no_progress_bars,
+    pruned_model,
     random_model,
+    recorded_structure,
     saved_model,
+    structure_of,
     use_attention,
     with_dropout,
 )
@@ -31,6 +36,10 @@ from llm_arch.backbones.padding import Grid, left_padded
 from llm_arch.backbones.presets import is_preset, preset
 from llm_arch.backbones.probe import Layout
 from llm_arch.backbones.vocabulary import added_rows, not_sized
+from llm_arch.compression.gates import Gates
+from llm_arch.compression.structure import Structure
+from llm_arch.compression.surgery import cut_optimizer, prune
+from llm_arch.compression.vocabulary import prune_vocabulary
 from llm_arch.types import Backbone, Batch, Hidden, UserError
 
 
@@ -48,9 +57,15 @@ class Pretrained(Backbone):
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the model. Off: such models are refused.
+
+    Attributes:
+        structure: what pruning has left of the dense model; None where nothing was pruned.
     """
 
+    structure: Structure | None = None
     _origin: Checkpoint | None = None  # of weights that were loaded
+    # Of how many tokens which (K,) were kept, each time some were left out: their head's weights are read later.
+    _kept: tuple[tuple[int, Tensor], ...] = ()
     _waiting: dict[str, Any] | None = None  # ids of special tokens, until somebody tells how many tokens there are
 
     def __init__(
@@ -72,7 +87,13 @@ class Pretrained(Backbone):
         waiting = None
         if config is None:
             assert name is not None
-            model = named_model(name, random_init=random_init, revision=revision, trust_remote_code=trust_remote_code)
+            self.structure = recorded_structure(name)
+            if self.structure is None:
+                model = named_model(
+                    name, random_init=random_init, revision=revision, trust_remote_code=trust_remote_code
+                )
+            else:
+                model = named_pruned_model(name, self.structure, random_init=random_init)
             self._origin = None if random_init else Checkpoint(name, revision)
         else:
             first, waiting = first_config(config)
@@ -186,10 +207,71 @@ class Pretrained(Backbone):
             with torch.no_grad():
                 self.embeddings.weight[old:] = rows
 
+    def prune(self, keep: Structure, optimizer: Optimizer | None = None) -> None:
+        """Take out layers, attention heads and neurons, and remember which.
+
+        Args:
+            keep: what is kept of the model as it is now (`Structure.whole(backbone.model)` would be all).
+            optimizer: goes on with the states of what is kept.
+
+        Raises:
+            UserError: the model is of no kind that can be pruned, or of another shape, or the optimizer's states are.
+        """
+        if self._waiting is not None:
+            raise not_sized(self, "vocab_size in its config")
+        gates = getattr(self, "gates", None)
+        if isinstance(gates, Gates) and gates.attached:
+            raise RuntimeError("the gates are of the model before pruning; detach them first")
+        before = list(self.model.parameters())
+        whole = Structure.whole(keep.of) if self.structure is None else self.structure
+        structure = whole.then(keep)
+        cuts = prune(self.model, keep)
+        self.structure = None if structure.is_whole else structure
+        if optimizer is not None:
+            left = {id(parameter) for parameter in self.model.parameters()}
+            cut_optimizer(optimizer, cuts, [parameter for parameter in before if id(parameter) not in left])
+
+    def shape(self) -> dict[str, Any]:
+        """What pruning has left, if anything was pruned."""
+        found: dict[str, Any] = {} if self.structure is None else {"structure": self.structure.to_dict()}
+        return found | ({"gates": True} if hasattr(self, "gates") else {})
+
+    def reshape(self, shape: Mapping[str, Any]) -> None:
+        """Prune to what was left, and have gates where there were some."""
+        if hasattr(self, "gates") and not shape.get("gates"):
+            raise UserError(
+                "the checkpoint is of one process, which takes out at once what is pruned; go on with one process"
+            )
+        if shape.get("structure") is not None:
+            wanted = Structure.from_dict(shape["structure"])
+            now = Structure.whole(self.model) if self.structure is None else self.structure
+            if wanted != now:
+                self.prune(wanted.within(now))
+        if shape.get("gates") and not hasattr(self, "gates"):
+            self.gates = Gates(self.model)
+            self.gates.attach(self.model)
+
+    def settle(self) -> None:
+        """Take out what gates have closed, and the gates."""
+        gates = getattr(self, "gates", None)
+        if isinstance(gates, Gates):
+            gates.detach()
+            keep = gates.structure(Structure.whole(self.model))
+            del self.gates
+            self.prune(keep)
+
+    def keep_vocabulary(self, kept: Tensor) -> None:
+        """Keep the embeddings of these tokens only, which are numbered anew in this order."""
+        if self._waiting is not None:
+            raise not_sized(self, "vocab_size in its config")
+        before = self.embeddings.num_embeddings
+        prune_vocabulary(self.model, kept)
+        self._kept += ((before, kept.cpu()),)
+
     def set_dropout(self, probability: float) -> None:
         """Rebuild the model with this dropout everywhere, written into its configuration; weights stay."""
         waiting = self._waiting
-        model = random_model(with_dropout(self.config, probability))
+        model = pruned_model(with_dropout(self.config, probability), self.structure)
         model.load_state_dict(self.model.state_dict(), strict=True, assign=True)
         model.tie_weights()
         self._rebuild(model)
@@ -210,7 +292,11 @@ class Pretrained(Backbone):
             return None
         table = names_of(self.model, self.embeddings.weight)
         found = head_weights(self._origin, kind, self.config, table)
-        return None if found is None else fitted(found, self.embeddings.num_embeddings)
+        if found is None:
+            return None
+        for vocabulary, kept in self._kept:
+            found = {k: v[kept] if k in ("bias", "weight") else v for k, v in fitted(found, vocabulary).items()}
+        return fitted(found, self.embeddings.num_embeddings)
 
     def generate(
         self,
@@ -252,7 +338,7 @@ class Pretrained(Backbone):
         use_attention(self.config, self._padded_attention)  # our name would be unknown to plain transformers
         with no_progress_bars():
             self.model.save_pretrained(directory)
-        return {"layout": self.layout}
+        return {"layout": self.layout} | ({"structure": self.structure.to_dict()} if self.structure else {})
 
     @classmethod
     def load(cls, directory: Path, record: Mapping[str, Any]) -> Pretrained:
@@ -260,5 +346,7 @@ class Pretrained(Backbone):
         backbone = cls.__new__(cls, str(directory))
         Backbone.__init__(backbone)
         backbone._origin = Checkpoint(str(directory))
-        backbone._adopt(saved_model(directory), record.get("layout", "auto"), gradient_checkpointing=False)
+        backbone.structure = structure_of(record, directory)
+        model = saved_model(directory, structure=backbone.structure)
+        backbone._adopt(model, record.get("layout", "auto"), gradient_checkpointing=False)
         return backbone

@@ -86,17 +86,19 @@ class Checkpoint(ModelCheckpoint):
             self.keep_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the best; within an epoch the last too."""
+        """Keep the best, once the model has its final shape; within an epoch the last too."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not step_has_ended(trainer):
             return
-        super().on_validation_end(trainer, pl_module)
+        if not getattr(pl_module, "changing", False):
+            super().on_validation_end(trainer, pl_module)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self.keep_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last, validated or not."""
         # An epoch that max_steps cut short before any validation has nothing to compare.
-        if any(name.startswith("val/") for name in trainer.callback_metrics) or not validates(trainer):
+        seen = any(name.startswith("val/") for name in trainer.callback_metrics) or not validates(trainer)
+        if seen and not getattr(pl_module, "changing", False):
             super().on_train_epoch_end(trainer, pl_module)
         if step_has_ended(trainer):
             self.keep_last(trainer)

@@ -45,3 +45,8 @@ class EarlyStopping(_EarlyStopping):
                 check_on_train_epoch_end=False,
             )
         super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look, once the model has its final shape."""
+        if not getattr(pl_module, "changing", False):
+            super().on_validation_end(trainer, pl_module)

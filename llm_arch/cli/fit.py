@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llm_arch.cli import configs, fit_command, output
 
 HELP = """usage: llm-arch fit -c CONFIG [-c OVERLAY …] [--KEY VALUE …]
@@ -16,6 +18,7 @@ run
   --overwrite                    replace an earlier run in DIR
   --resume auto|PATH             go on from DIR's last checkpoint (or start fresh), or from PATH
   --before true|false            measure before training too (default: true)
+  --start DIR                    begin with this model's labels and its head's weights too
   --seed_everything N            seed of order, dropout and new weights (default: 0)
   --print_config                 print the whole configuration and stop
 
@@ -72,4 +75,5 @@ def run(arguments: list[str]) -> None:
 
     given = cli.config
     where = output.choose(given.output, names[0] if names else "fit")
-    FitRun(cli, where, overwrite=given.overwrite, resume=given.resume, before=given.before).run()
+    recipe = [name for name in names if Path(name).parent.name == "compress"]
+    FitRun(cli, where, overwrite=given.overwrite, resume=given.resume, before=given.before, recipe=recipe).run()

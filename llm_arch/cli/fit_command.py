@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from llm_arch.cli.fit_parser import FitParser
 
 
-def read(arguments: list[str]) -> tuple[FitParser, list[str]]:
+def read(arguments: list[str], base: str | None = None) -> tuple[FitParser, list[str]]:
     """Read configs and options.
 
     Args:
         arguments: the command line.
+        base: a config as JSON, below those that the command line names.
 
     Returns:
         The parsed command line, and the configs as they were named.
@@ -39,7 +40,8 @@ def read(arguments: list[str]) -> tuple[FitParser, list[str]]:
 
     from llm_arch.cli.fit_parser import parse
 
-    return parse(["--help" if a == "--help-all" else a for a in arguments], places), names
+    given = ["--help" if a == "--help-all" else a for a in arguments]
+    return parse([*([f"--config={base}"] if base else []), *given], places), names
 
 
 def find_configs(arguments: list[str]) -> tuple[list[str], list[str], list[Path]]:

@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 import llm_arch.data
 import llm_arch.heads
 from llm_arch.cli.explain_error import constructor_error, explain, parameters_of
+from llm_arch.cli.fit_start import labels_of, take_head
 from llm_arch.data.module import DataModule
 from llm_arch.schedules import Schedule
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
-from llm_arch.types import Backbone, Head, LossTerm, UserError
+from llm_arch.types import Backbone, Head, LabelSpace, LossTerm, UserError
 
 _KINDS: dict[str, type] = {
     "data": DataModule,
@@ -34,7 +35,7 @@ _KINDS: dict[str, type] = {
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
-_OWN = ("output", "overwrite", "resume", "before", "seed_everything", "config", "print_config")
+_OWN = ("output", "overwrite", "resume", "before", "start", "seed_everything", "config", "print_config")
 
 
 def _shipped(package: ModuleType, base: type) -> list[type]:
@@ -66,8 +67,15 @@ class FitParser(LightningCLI):
         parser.add_argument("--overwrite", type=bool, default=False, help="replace an earlier run in the output")
         parser.add_argument("--resume", type=str | None, default=None, help="`auto`, or the path of a checkpoint")
         parser.add_argument("--before", type=bool, default=True, help="measure before training too")
-        parser.link_arguments("data.label_space", "model.label_space", apply_on="instantiate")
+        parser.add_argument(
+            "--start", type=str | None, default=None, help="a model directory: begin with its labels and its head too"
+        )
+        parser.link_arguments("data", "model.label_space", self._label_space, apply_on="instantiate")
         parser.link_arguments("data.vocabulary", "model.vocabulary", apply_on="instantiate")
+
+    def _label_space(self, data: DataModule) -> LabelSpace:
+        """The labels of the model to begin with, else what the data finds in its rows."""
+        return labels_of(self.config.start, data) if self.config.start else data.label_space
 
     def instantiate_classes(self) -> None:
         """Wait: the output directory is not known yet."""
@@ -80,6 +88,8 @@ class FitParser(LightningCLI):
         """
         try:
             super().instantiate_classes()
+            if self.config.start:
+                take_head(self.config.start, self.model.head)
         except argparse.ArgumentError as error:
             raise UserError(explain(str(error), known_keys(), self.places, _KINDS)) from error
         except (ValueError, MisconfigurationException) as error:

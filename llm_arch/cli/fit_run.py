@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +21,7 @@ from llm_arch.callbacks.preemption import Preempted
 from llm_arch.cli import fit_tokenizer, output, report
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.data.module import DataModule
+from llm_arch.inference.compression_record import bytes_of, compression_record, methods, size_of
 from llm_arch.inference.directory import save
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
@@ -38,14 +40,28 @@ class FitRun:
         overwrite: replace what an earlier run wrote there.
         resume: `auto`, a checkpoint, or None.
         before: measure before training too.
+        recipe: the configs that say how the model is compressed, for its record.
+        compresses: whether the run is to compress, and not only to train.
     """
 
-    def __init__(self, cli: FitParser, where: Path, *, overwrite: bool, resume: str | None, before: bool) -> None:
+    def __init__(
+        self,
+        cli: FitParser,
+        where: Path,
+        *,
+        overwrite: bool,
+        resume: str | None,
+        before: bool,
+        recipe: Sequence[str] = (),
+        compresses: bool = False,
+    ) -> None:
         self.cli = cli
         self.where = where
         self.overwrite = overwrite
         self.resume = resume
         self.before = before
+        self.recipe = ", ".join(map(str, map(lineage.shown, recipe)))
+        self.compresses = compresses
         self.console = report.console()
         self.saved_config = ""
         self.wandb_id: str | None = None
@@ -63,12 +79,18 @@ class FitRun:
                 getattr(logger, "_wandb_init", {}).pop("anonymous", None)
         if "train" not in data.sources:
             raise UserError("there are no training rows; name a file with --data.train")
+        used = methods([*trainer.callbacks, *task.loss_terms])  # type: ignore[attr-defined]
+        if self.compresses and not used:
+            raise UserError(
+                f"{self.recipe} compresses nothing: none of its callbacks and loss terms does; name a recipe such as "
+                "compress/structured, or train without one by `llm-arch fit`"
+            )
         split = next((name for name in ("test", "validation") if name in data.splits), None)
         if checkpoint is not None:
             _check_checkpoint(checkpoint, task)
         made = self._open(checkpoint) if trainer.is_global_zero else []
         try:
-            self._fit(trainer, task, data, split, checkpoint)
+            self._fit(trainer, task, data, split, checkpoint, used)
         except Preempted as told:
             _finish_wandb(trainer)
             where = told.path or "nothing: the run keeps no checkpoints"
@@ -91,7 +113,15 @@ class FitRun:
                 output.forget(self.where)
         _finish_wandb(trainer)
 
-    def _fit(self, trainer: Trainer, task: Task, data: DataModule, split: str | None, checkpoint: str | None) -> None:
+    def _fit(
+        self,
+        trainer: Trainer,
+        task: Task,
+        data: DataModule,
+        split: str | None,
+        checkpoint: str | None,
+        used: list[str],
+    ) -> None:
         self._say_plan(trainer, data)
         if not self.console.is_terminal and trainer.is_global_zero:
             trainer.callbacks.append(report.EpochLines(self.console))  # type: ignore[attr-defined]
@@ -99,6 +129,7 @@ class FitRun:
             trainer.log_every_n_steps = min(50, data.training_plan().micro_batches())  # type: ignore[attr-defined]
         # Of a resumed run too: the same seed gives the same weights to start from.
         before = self._measure(trainer, task, data, split) if self.before else None
+        size = self._size(task) if used else {}
         self._log_config(trainer)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -107,23 +138,37 @@ class FitRun:
                 raise KeyboardInterrupt from None
             raise
         self._take_best(trainer, task)
+        task.backbone.settle()
         after = self._measure(trainer, task, data, split)
         metrics = {"split": split, "before": before, "after": after, "train": _speed(task, data)}
         if trainer.is_global_zero:
             output.write_json(self.where / "metrics.json", metrics)
             if task.report:
                 output.write_json(self.where / "per_label.json", task.report)
-            backbone = fit_tokenizer.backbone_name(self.cli.config)
+            backbone, start = fit_tokenizer.backbone_name(self.cli.config), self.cli.config.start
+            if used:
+                task.records["compression"] = compression_record(
+                    size, size_of(task), metrics, task.head.major, self.recipe, used
+                )
             came_from = {
                 "config": lineage.config_values(yaml.safe_load(self.saved_config)),
                 "backbone": lineage.shown(backbone),
-                "parents": lineage.parents({"backbone": backbone}),
+                "parents": lineage.parents({"model": start} if start else {"backbone": backbone}),
                 "data": {name: lineage.shown(split.source) for name, split in data.splits.items()},
                 "seed": self.cli.config.seed_everything,
             }
             save(task, data, self.where / "model", metrics=metrics, lineage=came_from)
             self._log_model(trainer)
+            if used:
+                record = model_directory.read(self.where / "model")
+                self.console.print(report.compression(record["records"]["compression"]))
             report.say_results(self.console, task, data, metrics, self.where / "model")
+
+    def _size(self, task: Task) -> dict[str, int]:
+        """The size of the model that is compressed: in its directory, where it has one."""
+        start = self.cli.config.start
+        known = {"bytes": bytes_of(model_directory.home(Path(start)))} if start else {}
+        return size_of(task) | known
 
     def _complete_config(self) -> None:
         """Fill in what follows from other keys; config.yaml keeps what was given, so that it serves another run."""
@@ -240,18 +285,23 @@ def _raised_by_lightning(error: BaseException) -> bool:
 def _check_checkpoint(name: str, task: Task) -> None:
     """Whether a run of this configuration can go on from there; its weights are mapped, not read."""
     try:
-        found = torch.load(name, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-        state = {key: value.shape for key, value in found.items()}
+        checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+        found = checkpoint["state_dict"]
+        # Gates come with the callback that uses them. A backbone that was pruned in its run will be so again.
+        pruned = checkpoint.get("backbone", {}) != task.backbone.shape()
+        left_out = "backbone." if pruned else "backbone.gates."
+        state = {key: value.shape for key, value in found.items() if not key.startswith(left_out)}
     except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--resume {name} is no checkpoint of a run, or damaged; name a .ckpt file of one") from error
-    wanted = {key: value.shape for key, value in task.state_dict().items()}
+    wanted = {key: value.shape for key, value in task.state_dict().items() if not key.startswith(left_out)}
     for key in [*wanted, *state]:
         if state.get(key) != wanted.get(key):
             raise UserError(
                 f"--resume {name} is of another model ({key} is {_shape(state.get(key))} there, "
                 f"{_shape(wanted.get(key))} here); resume with the config.yaml of its run"
             )
-    check_finite(found, f"--resume {name}")
+    tuned = {key for key, _ in task.named_buffers()}  # a threshold may be infinite
+    check_finite({key: value for key, value in found.items() if key not in tuned}, f"--resume {name}")
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -69,8 +69,9 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
         raise UserError(f"--output {options.output} is a directory; name a file")
     if "check" in options and options.check:
         for name in filter(None, (options.model, getattr(options, "ner", None))):
-            model_directory.read(Path(name))  # says better what a folder is that is none
-            model_directory.check_manifest(Path(name))
+            directory = model_directory.home(Path(name))
+            model_directory.read(directory)  # says better what a folder is that is none
+            model_directory.check_manifest(directory)
     if "model" in options and options.trust:  # the module may lie in a file beside the user
         sys.path.insert(0, str(Path.cwd()))
     return options

@@ -17,6 +17,7 @@ from rich.table import Table
 from llm_arch.corpus.packing import PackedPlan
 from llm_arch.data.module import DataModule
 from llm_arch.data.splits import Split
+from llm_arch.inference.card import number
 from llm_arch.task import Task
 
 WIDTH = 100
@@ -116,6 +117,19 @@ def before_after(before: Mapping[str, float] | None, after: Mapping[str, float],
     return table
 
 
+def compression(record: Mapping[str, Any]) -> Table:
+    """What a compressing run changed, side by side."""
+    table = _table(", ".join(record["methods"]))
+    table.add_column("compression")
+    for name in ("before", "after", "after / before"):
+        table.add_column(name, justify="right")
+    for name, after in record["after"].items():
+        before = record["before"].get(name)
+        ratio = f"{after / before:.3f}" if before else ""
+        table.add_row(name.replace("_", " "), *(number(n) for n in (before, after)), ratio)
+    return table
+
+
 def per_label(report: Mapping[str, Mapping[str, Any]]) -> Table:
     """Precision, recall and F1 of every label that occurs, the weakest first."""
     seen = {name: row for name, row in report.items() if row["support"]}
@@ -145,11 +159,14 @@ def say_results(console: Console, task: Task, data: DataModule, metrics: dict[st
         if split == "validation":
             console.print("no test rows: measured on the validation rows, which also chose the best state")
     train = metrics["train"]
-    console.print(
-        f"trained in {train['seconds']:.1f} s: {train['samples_per_second']:,.0f} rows/s, "
-        f"{train['tokens_per_second']:,.0f} tokens/s",
-        highlight=False,
-    )
+    if task.trained_rows:
+        console.print(
+            f"trained in {train['seconds']:.1f} s: {train['samples_per_second']:,.0f} rows/s, "
+            f"{train['tokens_per_second']:,.0f} tokens/s",
+            highlight=False,
+        )
+    else:
+        console.print("no step was trained")
     console.print(f"\nsaved: {model}\ntry:", highlight=False, soft_wrap=True)
     print(f"  {next_command(data, split, model)}")
 

@@ -52,6 +52,8 @@ class TextClassificationData(DataModule):
         self.label_column = label_column
         self.label_delimiter = label_delimiter
         self.given_labels = labels
+        if labels:
+            self.labels_from = "in data.labels"
 
     @property
     def columns(self) -> dict[str, bool]:
@@ -116,7 +118,7 @@ class TextClassificationData(DataModule):
             if label == _SEVERAL and not space.multi:
                 raise UserError(f"{name}, line {line}: carries several labels (or none), the training rows one each")
             if label != _SEVERAL and label not in space.names:
-                raise unknown_label(name, line, label, count, space, given=bool(self.given_labels))
+                raise unknown_label(name, line, label, count, space, self.labels_from)
 
     def label_tensors(self, columns: Mapping[str, list[Any]]) -> dict[str, Tensor]:
         """`label`: (B,) classes, or (B, C) zeros and ones for sets of labels."""

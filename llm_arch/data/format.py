@@ -37,10 +37,12 @@ class RowFormat(Configured, ABC):
     Attributes:
         column_options: the options that name columns, for a message about one that is not there.
         added_tokens: special tokens that the format adds to any tokenizer, such as markers.
+        labels_from: where the label space comes from, for a message about a label that it lacks.
     """
 
     column_options = "--data.text_column, --data.label_column"
     added_tokens: tuple[str, ...] = ()
+    labels_from: str = "in the training rows"
 
     def __init__(
         self, tokenizer: str | None, max_length: int, language: str, on_bad_row: Literal["error", "skip"], cache: Path

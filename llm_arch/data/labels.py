@@ -23,7 +23,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=_by_number)
 
 
-def unknown_label(source: str, line: int, label: str, count: int, known: LabelSpace, *, given: bool) -> UserError:
+def unknown_label(source: str, line: int, label: str, count: int, known: LabelSpace, where: str) -> UserError:
     """The complaint about a label of a split that the label space lacks.
 
     Args:
@@ -32,9 +32,8 @@ def unknown_label(source: str, line: int, label: str, count: int, known: LabelSp
         label: its name.
         count: how many rows have it.
         known: the label space.
-        given: whether the labels were given, and not discovered in the training rows.
+        where: where the label space comes from, such as `in the training rows`.
     """
-    where = "in data.labels" if given else "in the training rows"
     return UserError(
         f"{source}, line {line}: the label {label!r} ({count} rows) does not occur {where}; "
         f"known labels: {', '.join(known.names[:_LISTED])}{' …' if len(known) > _LISTED else ''}"

@@ -108,21 +108,21 @@ class DataModule(RowFormat, L.LightningDataModule):
         Cut(np.ones(1, dtype=np.int64), batch_size, max_tokens)  # complains about impossible sizes now, not later
 
     @classmethod
-    def for_model(cls, tokenizer: str, label_space: LabelSpace, record: Mapping[str, Any], **sources: str) -> Self:
+    def for_model(cls, tokenizer: str, label_space: LabelSpace, record: Mapping[str, Any], **options: Any) -> Self:
         """A data module that reads rows as a model's training rows were read.
 
         Args:
             tokenizer: the model directory.
             label_space: the model's labels.
             record: what `record` returned when the model was saved.
-            **sources: `test` or `predict`, each a file or set.
+            **options: rows to read (`train`, `validation`, `test`, `predict`), and other arguments to set or to change.
 
         Raises:
             UserError: the record has what no `record` returns: other rows to read, or another place to write to.
         """
         if foreign := sorted(_NOT_RECORDED & record.keys()):
             raise UserError(f"{tokenizer}: its record sets data.{foreign[0]}, as no saved model does; fetch it again")
-        arguments: dict[str, Any] = {**record, **sources}
+        arguments: dict[str, Any] = {**record, **options}
         data = cls(tokenizer=tokenizer, **arguments)
         data.label_space = label_space  # type: ignore[misc]
         return data

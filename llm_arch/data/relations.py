@@ -63,6 +63,8 @@ class RelationExtractionData(DataModule):
         super().__init__(train, validation, test, **options)
         self.names = Names(text_column, head_column, tail_column, label_column)
         self.given_labels = labels
+        if labels:
+            self.labels_from = "in data.labels"
 
     # What a row is
 
@@ -195,7 +197,7 @@ class RelationExtractionData(DataModule):
         """Every relation of a split must be known."""
         for label, (count, line) in facts["labels"].items():
             if label not in self.label_space.names:
-                raise unknown_label(name, line, label, count, self.label_space, given=bool(self.given_labels))
+                raise unknown_label(name, line, label, count, self.label_space, self.labels_from)
 
     def label_tensors(self, columns: Mapping[str, list[Any]]) -> dict[str, Tensor]:
         """`label`: (B,) classes."""

@@ -89,6 +89,8 @@ class TokenClassificationData(DataModule):
         self.scheme = scheme
         self.on_invalid_tag = on_invalid_tag
         self.given_labels = labels
+        if labels:
+            self.labels_from = "in data.labels"
         self.stride = self.max_length // 4 if stride is None else stride
         if delimiter == "":
             raise UserError("data.delimiter must not be empty; leave it out for tabs or any white space")
@@ -240,9 +242,8 @@ class TokenClassificationData(DataModule):
         for tag, (_, line) in facts["labels"].items():
             label = split_tag(tag)[1]
             if label and label not in known:
-                where = "in data.labels" if self.given_labels else "in the training rows"
                 raise UserError(
-                    f"{name}, line {line}: the entity type {label!r} does not occur {where}; "
+                    f"{name}, line {line}: the entity type {label!r} does not occur {self.labels_from}; "
                     f"known types: {', '.join([*known][:12])}{' …' if len(known) > 12 else ''}"
                 )
 

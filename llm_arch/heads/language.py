@@ -108,6 +108,14 @@ class VocabularyHead(Head):
         if left:
             rank_zero_only(print)(f"{kind}: {', '.join(sorted(left))} of the checkpoint's head is not used")
 
+    @torch.no_grad()
+    def keep_vocabulary(self, kept: Tensor) -> None:
+        """Keep the bias, and the rows of a weight of its own, of these tokens (K,) only."""
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                parameter.grad = None
+                parameter.data = parameter.detach()[kept.to(parameter.device)]
+
     @property
     def projection(self) -> Tensor:
         """(V, E): what transformed states are multiplied with."""

@@ -54,6 +54,7 @@ def model_card(record: dict[str, Any], directory: Path, columns: Sequence[str] =
             f"| {k} | {before[k]:.4f} | {after[k]:.4f} |" if k in before else f"| {k} | | {after[k]:.4f} |"
             for k in names
         ]
+    lines += _compression(record.get("records", {}).get("compression"))
     lines += ["", "## Where it came from", ""]
     for key, value in lineage.items():
         if key == "config" and not isinstance(value, str):
@@ -68,3 +69,21 @@ def model_card(record: dict[str, Any], directory: Path, columns: Sequence[str] =
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         lines.append(f"- {key.replace('_', ' ')}: {value}")
     return "\n".join(lines) + "\n"
+
+
+def _compression(found: Any) -> list[str]:
+    """What compression changed: a row for each number that was measured."""
+    if not found:
+        return []
+    lines = ["", "## Compression", "", ", ".join(found["methods"]) + "."]
+    lines += ["", "| | before | after | after / before |", "|---|---|---|---|"]
+    for name, after in found["after"].items():
+        before = found["before"].get(name)
+        ratio = f"{after / before:.3f}" if before else ""
+        lines.append(f"| {name.replace('_', ' ')} | {number(before)} | {number(after)} | {ratio} |")
+    return lines
+
+
+def number(value: int | float | None) -> str:
+    """A count or a measure for a table; nothing where there is none."""
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

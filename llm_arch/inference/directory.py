@@ -14,6 +14,7 @@ from llm_arch import model_directory
 from llm_arch.backbones.load import backbone_of
 from llm_arch.data.module import DataModule
 from llm_arch.inference.card import model_card
+from llm_arch.inference.compression_record import with_bytes
 from llm_arch.lineage import surroundings
 from llm_arch.task import Task, WritesTexts
 from llm_arch.types import Backbone, Head, LabelSpace, UserError
@@ -42,19 +43,26 @@ class Model:
         """The labels in the order of the logits."""
         return self.head.label_space
 
-    def data_for(self, **sources: str) -> DataModule:
-        """A data module that reads these rows as the model's training rows were read.
+    def data_for(self, **options: Any) -> DataModule:
+        """A data module that reads these rows as the model's training rows were read, with the model's labels.
 
         Args:
-            **sources: `test` or `predict`, each a file or set as `DataModule` takes it.
+            **options: `train`, `validation`, `test` or `predict`, each a file or set as `DataModule` takes it; and
+                anything else that it takes, such as `batch_size`.
         """
         return type(self.data).for_model(
-            str(self.directory), self.label_space, self.record["data"]["init_args"], **sources
+            str(self.directory), self.label_space, self.record["data"]["init_args"], **options
         )
 
-    def task(self) -> Task:
-        """As a Task, to test or predict with a Trainer, or to train on."""
-        return Task(self.backbone, lambda hidden_size, labels: self.head, self.label_space)
+    def task(self, **options: Any) -> Task:
+        """As a Task, to test or predict with a Trainer, or to train on; backbone and head stay in eval mode until then.
+
+        Args:
+            **options: of `Task`, such as `learning_rate` or `loss_terms`.
+        """
+        task = Task(self.backbone, lambda hidden_size, labels: self.head, self.label_space, **options)
+        task.loaded = True
+        return task
 
 
 def save(
@@ -79,6 +87,8 @@ def save(
         The directory.
     """
     directory = Path(directory)
+    task.backbone.settle()
+    records = dict(task.records)
 
     def write(folder: Path) -> dict[str, Any]:
         backbone_record = task.backbone.save(folder)
@@ -105,7 +115,7 @@ def save(
                 "metric": {"name": task.head.major, "mode": task.head.mode},
                 **(lineage or {}),
             },
-            "records": {},
+            "records": with_bytes(records, folder),
             "metrics": metrics or {},
         }
         columns = [name for name, always in data.columns.items() if always]
@@ -120,14 +130,14 @@ def load(directory: str | Path, *, trust: tuple[str, ...] = (), check: bool = Fa
     """Read a model directory. Nothing in it is executed.
 
     Args:
-        directory: what `save` or `llm-arch fit` wrote.
+        directory: what `save` or `llm-arch fit` wrote; the output directory of a run stands for the model in it.
         trust: modules outside this package that the model may use (a head of your own).
         check: compare every file with the manifest first.
 
     Raises:
         UserError: when it is no model directory, damaged, or uses code that is not trusted.
     """
-    directory = Path(directory)
+    directory = model_directory.home(Path(directory))
     record = model_directory.read(directory)
     if check:
         model_directory.check_manifest(directory)

@@ -79,6 +79,9 @@ class Predictor:
 
     def _chunk(self, rows: list[Mapping[str, Any]], start: int) -> list[Prediction]:
         data = self.model.data
+        for part in (self.model.backbone, self.model.head):
+            if part.training:  # it was trained on
+                part.eval()
         for number, row in enumerate(rows, start=start + 1):
             absent = missing([name for name, always in data.columns_of(row).items() if always], row)
             if absent:

@@ -93,6 +93,19 @@ class Backbone(Configured, nn.Module, ABC):
                 f"{self.embeddings.num_embeddings}, and it can't make more"
             )
 
+    def keep_vocabulary(self, kept: Tensor) -> None:
+        """Keep the embeddings of these tokens only, which are numbered anew in this order.
+
+        Heads that compute with the embeddings are told apart (`Head.keep_vocabulary`).
+
+        Args:
+            kept: (K,) ids in rising order.
+
+        Raises:
+            UserError: an id is none of these, or this backbone can't leave any out.
+        """
+        raise UserError(f"{type(self).__name__} can't leave tokens out of its vocabulary; take a model of transformers")
+
     def output_head(self, kind: Literal["masked", "causal"]) -> Mapping[str, Tensor] | None:
         """The language-model head that the weights came with, in fp32; None where they came with none of this kind.
 
@@ -140,6 +153,22 @@ class Backbone(Configured, nn.Module, ABC):
             f"{type(self).__name__} is none; take such a backbone, or ask for the next token with `llm-arch predict`"
         )
 
+    def shape(self) -> dict[str, Any]:
+        """What training has changed of the sizes of its parts, JSON-able: for checkpoints."""
+        return {}
+
+    def reshape(self, shape: Mapping[str, Any]) -> None:
+        """Take the sizes that `shape` told, whose weights will be loaded; before there is an optimizer.
+
+        Raises:
+            UserError: these sizes do not come of this backbone.
+        """
+        if shape:
+            raise UserError(f"the checkpoint is of a pruned backbone, and {type(self).__name__} can't be pruned")
+
+    def settle(self) -> None:  # noqa: B027 - a hook
+        """Make final what training left provisional, such as gates; called before the model is measured or saved."""
+
     @abstractmethod
     def save(self, directory: Path) -> dict[str, Any]:
         """Write configuration and weights as safetensors and JSON; return what `load` needs beyond the files."""
@@ -171,6 +200,18 @@ class Head(Configured, nn.Module, ABC):
 
     def bind(self, backbone: Backbone) -> None:  # noqa: B027 - a hook: most heads need no more than the hidden size
         """Called once with the backbone, for heads that read its pooling or share its embeddings."""
+
+    def keep_vocabulary(self, kept: Tensor) -> None:
+        """Called when the backbone has kept these tokens only, for heads that have a number for each token.
+
+        Args:
+            kept: (K,) ids in rising order.
+
+        Raises:
+            UserError: this head has such numbers and can't leave any out.
+        """
+        if self.ties_embeddings:
+            raise UserError(f"{type(self).__name__} computes with the embeddings and can't leave tokens out")
 
     def read_as(self, detokenizer: Detokenizer) -> None:  # noqa: B027 - a hook
         """Called before a run with how the data turns tokens into texts, for heads that write and measure texts."""

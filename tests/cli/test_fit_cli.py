@@ -430,7 +430,10 @@ def test_print_config(run: Any, here: Path) -> None:
     config = yaml.safe_load(done.out)
     assert config["data"]["init_args"]["train"] == "mine.csv"
     assert config["trainer"]["max_epochs"] == 3
-    assert set(config) == {"seed_everything", "trainer", "model", "data", "output", "overwrite", "resume", "before"}
+    assert set(config) == {
+        *("seed_everything", "trainer", "model", "data"),
+        *("output", "overwrite", "resume", "before", "start"),
+    }
 
 
 # Bad rows, loggers

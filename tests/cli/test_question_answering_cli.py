@@ -131,3 +131,15 @@ def test_what_prediction_needs(model: Path, run: Any, tmp_path: Path) -> None:
     assert run("predict", "--model", place, "--input", str(path)).sentence.startswith(
         f"{path}, line 1: the question takes 43 of data.max_length 24 tokens, too many for windows"
     )
+
+
+def test_an_infinite_threshold_is_no_damage(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all questions have answers none is left out; such a run can be gone on with, as can its model."""
+    monkeypatch.chdir(tmp_path)
+    squad(Path("rows.json"), [row for row in questions(30) if row["answers"]])
+    files = ("--data.train", "rows.json", "--data.validation", "rows.json")
+    steps = ("--before", "false", "--trainer.max_steps")
+    assert run("fit", *FIT, *files, *steps, "1", "--output", "out").code == 0
+    assert float(load_file("out/model/head.safetensors")["null_threshold"]) == float("inf")
+    assert run("fit", *FIT, *files, *steps, "2", "--output", "out", "--resume", "auto").code == 0
+    assert run("fit", *FIT, *files, *steps, "1", "--output", "more", "--start", "out").code == 0

@@ -35,10 +35,10 @@ def test_numbers_come_by_value_and_before_words() -> None:
 
 def test_what_is_said_of_an_unknown_label() -> None:
     few, many = LabelSpace(("a", "b")), LabelSpace(tuple("abcdefghijklmn"))
-    assert str(unknown_label("v.csv", 3, "c", 2, few, given=False)) == (
+    assert str(unknown_label("v.csv", 3, "c", 2, few, "in the training rows")) == (
         "v.csv, line 3: the label 'c' (2 rows) does not occur in the training rows; known labels: a, b"
     )
-    assert str(unknown_label("v.csv", 3, "z", 1, many, given=True)) == (
+    assert str(unknown_label("v.csv", 3, "z", 1, many, "in data.labels")) == (
         "v.csv, line 3: the label 'z' (1 rows) does not occur in data.labels; "
         "known labels: a, b, c, d, e, f, g, h, i, j, k, l …"
     )

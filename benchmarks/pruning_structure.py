@@ -1,0 +1,115 @@
+"""Fine-tuned MiniLM made 2x and 4x faster by structure alone: quality on the official test split, and time.
+
+    python -m benchmarks.pruning structure --data DIR --seeds 0 1 2
+
+The dense model is fine-tuned with the package's defaults, 3 epochs. Pruning goes on from it with one recipe for all
+sets and both targets. Times are from text to prediction at batch 1, each test row at its own length, tokenization included,
+fp32, one thread, CPU time, the models taking turns row by row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from benchmarks.compressed import SETS, Counts, compressed, counts, dense, files, paired_bootstrap, score, speedups
+from benchmarks.evaluation_data import data_root, load
+from benchmarks.measure import write_results
+from llm_arch.callbacks.structured_pruning import StructuredPruning
+from llm_arch.cli.quiet import quiet
+
+TARGETS = {"2x": 0.01, "4x": 0.03}  # and the loss that is allowed
+EPOCHS = 6
+LEARNING_RATE = 3e-4
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run, writing results after every set."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.pruning structure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
+    parser.add_argument("--models", help="folder to keep the models in (default: a temporary one)")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", type=int, default=100, help="test rows to time")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    root = data_root(options.data)
+    options.data = str(root)
+    quiet()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(options.models or scratch)
+        for name in options.sets:
+            found[name] = run(name, root, folder, options)
+            print(name, found[name]["summary"], flush=True)
+            write(found, options)
+
+
+def run(name: str, root: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One set: all seeds and targets."""
+    rows = load(name, root)["test"]
+    right: dict[str, list[list[Counts]]] = {"dense": [], **{target: [] for target in TARGETS}}
+    faster: dict[str, list[Any]] = {target: [] for target in TARGETS}
+    records: dict[str, list[Any]] = {target: [] for target in TARGETS}
+    for seed in options.seeds:
+        models = {"dense": dense(name, root, seed, folder)}
+        for target in TARGETS:
+            models[target], record = compressed(
+                models["dense"],
+                folder / name / f"{target}-{seed}",
+                files(name, root, folder)["train"],
+                partial(StructuredPruning, target, times=4, end=0.3),
+                seed=seed,
+                epochs=EPOCHS,
+                learning_rate=LEARNING_RATE,
+            )
+            records[target].append(record)
+        for model, place in models.items():
+            right[model].append(counts(place, rows))
+        times = speedups(models, rows, count=options.rows, rounds=options.rounds)
+        for target in TARGETS:
+            faster[target].append(times[target])
+            print(name, seed, target, times[target], score(right[target][-1]), score(right["dense"][-1]), flush=True)
+    scores = {model: [score(one) for one in of] for model, of in right.items()}
+    change = {target: paired_bootstrap(right["dense"], right[target]) for target in TARGETS}
+    summary = {target: (mean(one.median for one in faster[target]), change[target][0]) for target in TARGETS}
+    return {"scores": scores, "change": change, "faster": faster, "records": records, "summary": summary}
+
+
+def write(found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Results so far as json and table."""
+    lines = ["| set | target | times faster, by seed | score by seed | dense | change in points | kept (first seed) |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, one in found.items():
+        for target in TARGETS:
+            change, low, high = (100 * value for value in one["change"][target])
+            kept = one["records"][target][0]["pruning"]["after"]
+            lines.append(
+                f"| {name} | {target} | {', '.join(f'{ratio.median:.2f}' for ratio in one['faster'][target])} "
+                f"| {', '.join(f'{s:.3f}' for s in one['scores'][target])} "
+                f"| {', '.join(f'{s:.3f}' for s in one['scores']['dense'])} "
+                f"| {change:+.1f} ({low:+.1f} to {high:+.1f}) "
+                f"| {kept['layers']} layers, heads {kept['heads']}, neurons {kept['neurons']} |"
+            )
+    lines += [
+        "",
+        "Official test split; accuracy, for WNUT17 strict entity F1. Change: mean over the seeds, with its 95 % "
+        "interval by a paired bootstrap over the test rows. Pruned four times within the first 30 % of "
+        f"{EPOCHS} epochs at a learning rate of {LEARNING_RATE:g}, last state; one recipe for all.",
+    ]
+    write_results("pruning_structure", found, "\n".join(lines), data_directory=options.data)
+
+
+if __name__ == "__main__":
+    main()
