@@ -1,6 +1,7 @@
 # make install   a virtual environment with everything
 # make demo      train on embedded smart-home commands, before/after table, two predictions
 # make demo-pretrain   from raw text: tokenizer, store, language model, generated text, a fine-tune from the result
+# make demo-compress   the model of `make demo` pruned in two ways; size, speed and accuracy side by side
 # make test      lint, types, tests
 
 PYTHON ?= python3
@@ -8,8 +9,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
 PRETRAIN ?= runs/pretrain
+COMPRESS ?= runs/compress
 
-.PHONY: install demo demo-pretrain test lint types pytest clean
+.PHONY: install demo demo-pretrain demo-compress test lint types pytest clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +34,15 @@ demo-pretrain: install
 	$(BIN)/llm-arch generate --model $(PRETRAIN)/language_model/model --prompt 'Return the' 'If the' --temperature 0.7
 	$(BIN)/llm-arch fit -c task/text_classification --model.backbone $(PRETRAIN)/language_model/model \
 		--trainer.max_epochs 1 --output $(PRETRAIN)/tuned --overwrite
+
+demo-compress: install
+	test -d $(OUTPUT)/model || $(BIN)/llm-arch fit -c task/text_classification --output $(OUTPUT) --overwrite
+	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/retraining_free --data smart_home \
+		--output $(COMPRESS)/retraining_free --overwrite
+	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/structured --data smart_home \
+		--output $(COMPRESS)/structured --overwrite
+	$(BIN)/llm-arch benchmark --model $(OUTPUT) --against $(COMPRESS)/retraining_free $(COMPRESS)/structured \
+		--data smart_home:test --lengths 16 64 --output $(COMPRESS)/benchmark
 
 test: lint types pytest
 

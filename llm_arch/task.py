@@ -128,6 +128,8 @@ class Task(L.LightningModule):
         self.trained_rows = self.trained_tokens = 0
         self._mark = 0.0
         self._denominator: Tensor | float = 0.0
+        # What turned the gradients of the last step's sums into those of the mean, for parameters of callbacks.
+        self.gradient_factor = 1.0
         # Whether the step that has just ended was left out, its loss or gradient being no number; `Guard` says so.
         self.left_out = False
         self._wrong: Tensor | float = 0.0  # above 0 where a loss of this step is no number
@@ -140,7 +142,7 @@ class Task(L.LightningModule):
 
     def loss(self, batch: Batch) -> Loss:
         """The head's loss plus all terms, over the head's denominator."""
-        hidden: Hidden = self.backbone(batch)
+        hidden: Hidden = self.backbone(batch, all_hidden=any(term.layers for term in self.loss_terms))
         loss = self.head.loss(hidden, batch)
         total = loss.sum
         for term in self.loss_terms:
@@ -175,6 +177,9 @@ class Task(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what only model and data together can tell, before training and before measuring."""
+        if stage == "fit":
+            for term in self.loss_terms:
+                term.begin(self.backbone, self.head)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, WritesTexts):
             data.suit(self.backbone)
@@ -238,13 +243,14 @@ class Task(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the sum into that of the mean over everything counted since the last step."""
         self.log_dict({f"lr-{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)})
+        self.gradient_factor = 1.0
         if self._steps_alone or self._engine_steps:
             return
         counted, self._wrong = self._over_ranks(self._denominator, self._wrong)
         self._denominator = 0.0
         # Lightning has divided by the accumulation, and DDP by the ranks.
-        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (float(counted) or 1.0)
-        scale_gradients(_parameters(optimizer), factor)
+        self.gradient_factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (float(counted) or 1.0)
+        scale_gradients(_parameters(optimizer), self.gradient_factor)
 
     def configure_gradient_clipping(
         self,

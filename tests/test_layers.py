@@ -65,7 +65,7 @@ SUPPORTING = {
         "vectors",
         "vocabulary",
     },
-    "callbacks": {"checkpoint", "monitor", "pruning_prices"},
+    "callbacks": {"checkpoint", "monitor", "pruning_in_structure", "pruning_prices"},
     "compression": {
         "anatomy",
         "gates",
@@ -74,6 +74,7 @@ SUPPORTING = {
         "latency",
         "linear_layers",
         "macs",
+        "planning",
         "prices",
         "solver",
         "sparsity",

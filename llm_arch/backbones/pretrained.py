@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from llm_arch.backbones.dropout import replace_dropout
 from llm_arch.backbones.generating import Limits, as_transformers, continued, shell
 from llm_arch.backbones.loading import (
     attention_of,
+    dense_model,
     first_config,
     fresh_config,
     named_model,
@@ -234,6 +236,7 @@ class Pretrained(Backbone):
     def shape(self) -> dict[str, Any]:
         """What pruning has left, if anything was pruned."""
         found: dict[str, Any] = {} if self.structure is None else {"structure": self.structure.to_dict()}
+        found |= {"vocabulary": self.embeddings.num_embeddings} if self._kept else {}
         return found | ({"gates": True} if hasattr(self, "gates") else {})
 
     def reshape(self, shape: Mapping[str, Any]) -> None:
@@ -241,6 +244,12 @@ class Pretrained(Backbone):
         if hasattr(self, "gates") and not shape.get("gates"):
             raise UserError(
                 "the checkpoint is of one process, which takes out at once what is pruned; go on with one process"
+            )
+        theirs, ours = (one.get("vocabulary") for one in (shape, self.shape()))
+        if theirs != ours:
+            raise UserError(
+                f"the checkpoint is of a run that kept {theirs or 'all'} tokens of its vocabulary, and this one kept "
+                f"{ours or 'all'}; resume with the rows and the config.yaml of its run"
             )
         if shape.get("structure") is not None:
             wanted = Structure.from_dict(shape["structure"])
@@ -267,6 +276,13 @@ class Pretrained(Backbone):
         before = self.embeddings.num_embeddings
         prune_vocabulary(self.model, kept)
         self._kept += ((before, kept.cpu()),)
+
+    def dense_twin(self) -> Pretrained:
+        """A backbone of the shape before pruning, with random weights, which takes the time that it took."""
+        twin = copy.deepcopy(self)
+        twin.structure = None
+        twin._adopt(dense_model(self), self.layout, gradient_checkpointing=False)
+        return twin
 
     def set_dropout(self, probability: float) -> None:
         """Rebuild the model with this dropout everywhere, written into its configuration; weights stay."""

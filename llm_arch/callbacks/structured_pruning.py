@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
 
+from llm_arch.callbacks.pruning_in_structure import (
+    check_prunable,
+    evaluating,
+    gate,
+    pruning_record,
+    run_steps,
+    training_rows,
+)
 from llm_arch.callbacks.pruning_prices import prices_of
 from llm_arch.compression.anatomy import anatomy
 from llm_arch.compression.calibration import Calibration
@@ -25,7 +30,6 @@ from llm_arch.compression.sensitivity import added_up, measured
 from llm_arch.compression.solver import Losses, solve
 from llm_arch.compression.structure import Structure
 from llm_arch.compression.target import Target
-from llm_arch.data.sample import sample
 from llm_arch.types import Batch, UserError
 
 
@@ -126,22 +130,14 @@ class StructuredPruning(L.Callback):
         if stage != "fit":
             return
         backbone: Any = pl_module.backbone
-        if not hasattr(backbone, "prune") or any("lora_" in name for name, _ in backbone.named_parameters()):
-            raise UserError(
-                f"{type(backbone).__name__} can't be pruned in structure; that takes a transformer (BERT, GPT-2, "
-                "ModernBERT, Llama) without LoRA"
-            )
-        if getattr(trainer.strategy, "strategy_name", "") in ("fsdp", "fully_sharded", "deepspeed"):
-            raise UserError("structured pruning needs whole weights: use one device, or -c hardware/ddp")
-        anatomy(backbone.model)  # complains of other kinds
+        check_prunable(trainer, backbone)
         pl_module.changing = True
-        if trainer.world_size > 1 and getattr(backbone, "gates", None) is None:
-            backbone.gates = Gates(backbone.model)
-            backbone.gates.attach(backbone.model)
+        if trainer.world_size > 1:
+            gate(backbone)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """All that goes, where the run has no steps."""
-        while self.done < self.times and _steps(trainer) == 0:
+        while self.done < self.times and run_steps(trainer) == 0:
             self._next(trainer, pl_module)
         pl_module.changing = self.done < self.times
 
@@ -149,7 +145,7 @@ class StructuredPruning(L.Callback):
         """What goes before this step."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        while self.done < self.times and trainer.global_step >= self.step_of(self.done, _steps(trainer)):
+        while self.done < self.times and trainer.global_step >= self.step_of(self.done, run_steps(trainer)):
             self._next(trainer, pl_module)
         pl_module.changing = self.done < self.times
 
@@ -165,16 +161,13 @@ class StructuredPruning(L.Callback):
 
     def _next(self, trainer: L.Trainer, pl_module: Any) -> None:
         rank_zero_info(f"pruning {self.done + 1} of {self.times}: looking at {self.rows} training rows")
-        dense, data = _alone(pl_module.backbone), trainer.datamodule  # type: ignore[attr-defined]
-        if data is None:
-            raise UserError("pruning looks at training rows: give fit a data module (datamodule=…), not data loaders")
+        rows = training_rows(trainer, pl_module, self.rows)
+        model: Any = rows.backbone.model
         if self.kept is None:
-            self.kept = Structure.whole(dense.model)
-        batches = [batch.to(pl_module.device) for batch in sample(data, self.rows)]
-        rows = Calibration(dense, pl_module.head, batches)
-        with _evaluating(pl_module.head):
+            self.kept = Structure.whole(model)
+        with evaluating(pl_module.head):
             with rows.frozen():
-                scores = self.importance(anatomy(dense.model), rows.loss_of, batches)
+                scores = self.importance(anatomy(model), rows.loss_of, rows.batches)
             sizes = self._sizes(trainer, pl_module, rows, scores)
         keep = most_important(scores, sizes, self.kept.sizes)
         keep = Structure.from_dict(trainer.strategy.broadcast(keep.to_dict()))
@@ -232,17 +225,11 @@ class StructuredPruning(L.Callback):
 
     def _report(self, pl_module: Any) -> None:
         assert self.kept is not None
-        before, after = Structure.whole(self.kept.of).sizes, self.kept.sizes
-        rank_zero_info(f"pruning {self.done} of {self.times}: {before} -> {after}")
+        rank_zero_info(f"pruning {self.done} of {self.times}: {self.kept.of} -> {self.kept.sizes}")
         pl_module.records["pruning"] = {
-            "target": None if self.target is None else str(self.target),
             "importance": type(self.importance).__name__.lower(),
-            "before": {"layers": before.layers, "heads": list(before.heads), "neurons": list(before.neurons)},
-            "after": {"layers": after.layers, "heads": list(after.heads), "neurons": list(after.neurons)},
+            **pruning_record(self.kept, self.target, self.prices),
         }
-        if self.prices is not None and self.target is not None:
-            whole, now = (self.prices.total(list(zip(s.heads, s.neurons, strict=True))) for s in (before, after))
-            pl_module.records["pruning"]["promised"] = {"unit": self.target.unit, "times": whole / now}
 
     # Checkpoints
 
@@ -260,32 +247,3 @@ class StructuredPruning(L.Callback):
         self.done = state_dict["done"]
         self.kept = None if state_dict["kept"] is None else Structure.from_dict(state_dict["kept"])
         self.prices = None if state_dict["prices"] is None else Prices.from_dict(state_dict["prices"])
-
-
-def _steps(trainer: L.Trainer) -> int:
-    # Lightning's estimate for no epochs is that of one.
-    return 0 if trainer.max_epochs == 0 else int(trainer.estimated_stepping_batches)
-
-
-def _alone(backbone: Any) -> Any:
-    """A copy of the backbone, in eval mode, without what gates have closed, and without gates."""
-    gates = getattr(backbone, "gates", None)
-    if gates is None:
-        return copy.deepcopy(backbone).eval()
-    gates.detach()
-    alone = copy.deepcopy(backbone).eval()
-    gates.attach(backbone.model)
-    alone.settle()
-    return alone
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Within it a module is in eval mode; then each part is in its own again."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

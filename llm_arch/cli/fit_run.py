@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from llm_arch import lineage, model_directory
 from llm_arch.callbacks.preemption import Preempted
 from llm_arch.cli import fit_tokenizer, output, report
+from llm_arch.cli.compression_times import times
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.data.module import DataModule
 from llm_arch.inference.compression_record import bytes_of, compression_record, methods, size_of
@@ -147,8 +148,11 @@ class FitRun:
                 output.write_json(self.where / "per_label.json", task.report)
             backbone, start = fit_tokenizer.backbone_name(self.cli.config), self.cli.config.start
             if used:
+                smaller = size_of(task)
+                if (measured := times(task, data, start, split)) is not None:
+                    size, smaller = size | {"ms_per_row": measured[0]}, smaller | {"ms_per_row": measured[1]}
                 task.records["compression"] = compression_record(
-                    size, size_of(task), metrics, task.head.major, self.recipe, used
+                    size, smaller, metrics, task.head.major, self.recipe, used
                 )
             came_from = {
                 "config": lineage.config_values(yaml.safe_load(self.saved_config)),
@@ -162,6 +166,7 @@ class FitRun:
             if used:
                 record = model_directory.read(self.where / "model")
                 self.console.print(report.compression(record["records"]["compression"]))
+                report.say_promise(self.console, record["records"])
             report.say_results(self.console, task, data, metrics, self.where / "model")
 
     def _size(self, task: Task) -> dict[str, int]:
@@ -288,12 +293,14 @@ def _check_checkpoint(name: str, task: Task) -> None:
         checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         found = checkpoint["state_dict"]
         # Gates come with the callback that uses them. A backbone that was pruned in its run will be so again.
-        pruned = checkpoint.get("backbone", {}) != task.backbone.shape()
-        left_out = "backbone." if pruned else "backbone.gates."
-        state = {key: value.shape for key, value in found.items() if not key.startswith(left_out)}
+        before, now = checkpoint.get("backbone", {}), task.backbone.shape()
+        left_out = ["backbone."] if before != now else ["backbone.gates."]
+        if before.get("vocabulary") != now.get("vocabulary"):
+            left_out.append("head.")  # that of a language model has numbers for each token
+        state = {key: value.shape for key, value in found.items() if not key.startswith(tuple(left_out))}
     except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--resume {name} is no checkpoint of a run, or damaged; name a .ckpt file of one") from error
-    wanted = {key: value.shape for key, value in task.state_dict().items() if not key.startswith(left_out)}
+    wanted = {key: value.shape for key, value in task.state_dict().items() if not key.startswith(tuple(left_out))}
     for key in [*wanted, *state]:
         if state.get(key) != wanted.get(key):
             raise UserError(

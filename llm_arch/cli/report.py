@@ -130,6 +130,14 @@ def compression(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def say_promise(console: Console, records: Mapping[str, Any]) -> None:
+    """What pruning promised in time beside what was measured after, where it did."""
+    promised = (records.get("pruning") or {}).get("promised") or {}
+    before, after = (records["compression"][when].get("ms_per_row") for when in ("before", "after"))
+    if promised.get("unit") == "latency" and before and after:
+        console.print(f"promised {promised['times']:.2f} times faster, measured {before / after:.2f}", highlight=False)
+
+
 def per_label(report: Mapping[str, Mapping[str, Any]]) -> Table:
     """Precision, recall and F1 of every label that occurs, the weakest first."""
     seen = {name: row for name, row in report.items() if row["support"]}

@@ -100,14 +100,15 @@ def _sublayers(part: LayerParts) -> tuple[_Sublayer, _Sublayer]:
 
 
 def _fit(fitted: _Sublayer, wanted: _Sublayer, runs: Sequence[tuple[Run, Run, Tensor]], damping: float) -> None:
-    sums: list[Tensor] = []  # of inputs × inputs and of inputs × what is missing, with a column of ones
+    # Of inputs × inputs and of inputs × what is missing, with a column of ones; rounded to fp32 they would cost digits.
+    sums: list[Tensor] = []
     for run, run_dense, lengths_B in runs:
         given_TU, got_TD = _seen(fitted, run, lengths_B)
         missing_TD = _seen(wanted, run_dense, lengths_B)[1] - got_TD
-        inputs_TU = torch.cat([given_TU, given_TU.new_ones(len(given_TU), 1)], 1).float()
-        new = [inputs_TU.T @ inputs_TU, inputs_TU.T @ missing_TD.float()]
+        inputs_TU = torch.cat([given_TU, given_TU.new_ones(len(given_TU), 1)], 1).double()
+        new = [inputs_TU.T @ inputs_TU, inputs_TU.T @ missing_TD.double()]
         sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
-    gram_UU, cross_UD = (one.double() for one in sums)
+    gram_UU, cross_UD = sums
     projection: Any = fitted.projection
     # Where all inputs are zero, weights stay as they are.
     ridge_U = torch.full_like(gram_UU.diagonal(), damping * (float(gram_UU.diagonal()[:-1].mean()) or 1.0))

@@ -149,6 +149,14 @@ class RowFormat(Configured, ABC):
             raise UserError("data.tokenizer is not set, and the backbone names none: name a tokenizer directory")
         return self.tokenizer_name
 
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Read rows by another tokenizer from now on; the labels stay."""
+        for name in [*vars(self)]:
+            if name != "label_space" and isinstance(getattr(type(self), name, None), cached_property):
+                del self.__dict__[name]  # may have come of the old one, and is made anew when it is needed
+        self._stored = {}
+        self.__dict__["tokenizer"] = tokenizer
+
     @property
     def vocabulary(self) -> int:
         """How many tokens the tokenizer has, those that the format added among them."""

@@ -137,6 +137,11 @@ class DataModule(RowFormat, L.LightningDataModule):
             self._check_bad_rows()
         return self._splits
 
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Read rows by another tokenizer from now on; the labels stay."""
+        super().use_tokenizer(tokenizer)
+        self._splits = None
+
     def _check_bad_rows(self) -> None:
         """Raise UserError when more rows were left out than may be; of what is cached too, since it may be another."""
         if self.max_bad_rows is None:

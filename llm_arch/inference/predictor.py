@@ -95,7 +95,9 @@ class Predictor:
         self.truncated += counts.get("truncated", 0)
         lengths = np.array([len(ids) for ids in columns["input_ids"]])
         found: list[Prediction] = []
-        for rows_of_batch in evaluation_plan(Cut(lengths, None, self.batch_tokens), 1):
+        alone = len(lengths) == 1  # one row needs no plan
+        plan = [np.zeros(1, np.int64)] if alone else evaluation_plan(Cut(lengths, None, self.batch_tokens), 1)
+        for rows_of_batch in plan:
             chosen: dict[str, Any] = {name: [values[i] for i in rows_of_batch] for name, values in columns.items()}
             chosen |= {"index": [start + int(i) for i in rows_of_batch], "epoch": 0}
             batch = data.collate(chosen, labelled=False).to(self.device)

@@ -101,7 +101,9 @@ class Batch:
         return torch.unique_consecutive(self.index, return_inverse=True)[1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; itself where it is there already."""
+        if self.input_ids.device == torch.device(device):
+            return self
 
         def move(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=non_blocking)

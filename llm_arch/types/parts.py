@@ -259,7 +259,16 @@ class Head(Configured, nn.Module, ABC):
 
 
 class LossTerm(Configured, ABC):
-    """An extra term added to the head's loss; shares its denominator, or returns a mean times it."""
+    """An extra term added to the head's loss; shares its denominator, or returns a mean times it.
+
+    Attributes:
+        layers: whether it reads the states of all layers, `hidden.layers`.
+    """
+
+    layers: bool = False
+
+    def begin(self, backbone: Backbone, head: Head) -> None:  # noqa: B027 - a hook
+        """Called before training with the model as it is then, before a checkpoint is restored into it."""
 
     @abstractmethod
     def __call__(self, forward: Callable[[Batch], Hidden], batch: Batch, hidden: Hidden, head: Head) -> Loss:
