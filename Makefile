@@ -42,7 +42,7 @@ demo-compress: install
 	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/structured --data smart_home \
 		--output $(COMPRESS)/structured --overwrite
 	$(BIN)/llm-arch benchmark --model $(OUTPUT) --against $(COMPRESS)/retraining_free $(COMPRESS)/structured \
-		--data smart_home:test --lengths 16 64 --output $(COMPRESS)/benchmark
+		--data smart_home:test --lengths 16 64 --seconds 5 --output $(COMPRESS)/benchmark
 
 test: lint types pytest
 

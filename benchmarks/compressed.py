@@ -22,6 +22,7 @@ from benchmarks.measure import Spread
 from llm_arch import Task, Trainer
 from llm_arch.inference import Predictor, save
 from llm_arch.inference.directory import load as load_model
+from llm_arch.types import LossTerm
 
 SETS = ("sst2", "trec", "wnut17")
 Counts = tuple[int, int, int]  # right, predicted, wanted
@@ -72,7 +73,8 @@ def compressed(
     *,
     seed: int,
     epochs: int,
-    learning_rate: float | None,
+    learning_rate: float | None = None,
+    terms: Sequence[LossTerm] = (),
 ) -> tuple[Path, dict[str, Any]]:
     """A model compressed while it trains on, by the last state; taken from its place where it lies there.
 
@@ -83,8 +85,7 @@ def compressed(
         loaded = load_model(model)
         L.seed_everything(seed, verbose=False)
         data = loaded.data_for(train=train, validation_fraction=0, cache_dir=str(place.parent.parent / "cache"))
-        options = {} if learning_rate is None else {"learning_rate": learning_rate}
-        task = loaded.task(**options)
+        task = loaded.task(learning_rate=learning_rate, loss_terms=terms)
         start = time.process_time()
         with tempfile.TemporaryDirectory() as scratch:
             trainer(epochs, scratch, [callback()]).fit(task, datamodule=data)

@@ -53,7 +53,6 @@ def main(arguments: list[str] | None = None) -> None:
                 partial(StructuredPruning, target, reconstruct=False),
                 seed=options.seed,
                 epochs=0,
-                learning_rate=None,
             )
             promised[target] = record["pruning"]["promised"]["times"]
         times = speedups(models, load(options.set, root)["test"], count=options.rows, rounds=options.rounds)

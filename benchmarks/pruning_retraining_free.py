@@ -60,7 +60,6 @@ def run(name: str, root: Path, folder: Path, options: argparse.Namespace) -> dic
             partial(StructuredPruning, options.target, rows=ROWS),
             seed=seed,
             epochs=0,
-            learning_rate=None,
         )
         before.append(counts(whole, rows))
         after.append(counts(place, rows))

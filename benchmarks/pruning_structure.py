@@ -23,6 +23,7 @@ from benchmarks.evaluation_data import data_root, load
 from benchmarks.measure import write_results
 from llm_arch.callbacks.structured_pruning import StructuredPruning
 from llm_arch.cli.quiet import quiet
+from llm_arch.losses.distillation import Distillation
 
 TARGETS = {"2x": 0.01, "4x": 0.03}  # and the loss that is allowed
 EPOCHS = 6
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", help="folder to keep the models in (default: a temporary one)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--distil", action=argparse.BooleanOptionalAction, default=True, help="from the dense model")
     parser.add_argument("--rows", type=int, default=100, help="test rows to time")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
@@ -73,6 +75,7 @@ def run(name: str, root: Path, folder: Path, options: argparse.Namespace) -> dic
                 seed=seed,
                 epochs=EPOCHS,
                 learning_rate=LEARNING_RATE,
+                terms=[Distillation()] if options.distil else [],
             )
             records[target].append(record)
         for model, place in models.items():
@@ -106,7 +109,8 @@ def write(found: dict[str, Any], options: argparse.Namespace) -> None:
         "",
         "Official test split; accuracy, for WNUT17 strict entity F1. Change: mean over the seeds, with its 95 % "
         "interval by a paired bootstrap over the test rows. Pruned four times within the first 30 % of "
-        f"{EPOCHS} epochs at a learning rate of {LEARNING_RATE:g}, last state; one recipe for all.",
+        f"{EPOCHS} epochs at a learning rate of {LEARNING_RATE:g}, last state; one recipe for all, that of "
+        "`compress/structured`" + (" with `compress/self_distillation`." if options.distil else "."),
     ]
     write_results("pruning_structure", found, "\n".join(lines), data_directory=options.data)
 

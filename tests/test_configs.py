@@ -19,8 +19,12 @@ ROOT = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.yaml"))
 TASKS = [name for name in NAMES if name.startswith("task/")]
 # Need what a test machine lacks, or are run elsewhere: two processes in test_ddp, wandb in cli/test_fit_cli, SLURM in
-# test_hardware.
-ELSEWHERE = {*(f"hardware/{name}" for name in ("ddp", "deepspeed", "fsdp", "gpu", "slurm")), "logger/wandb"}
+# test_hardware, what needs a trained model in cli/test_compress_cli.
+ELSEWHERE = {
+    *(f"hardware/{name}" for name in ("ddp", "deepspeed", "fsdp", "gpu", "slurm")),
+    "logger/wandb",
+    "compress/self_distillation",
+}
 PRETRAINING = [name for name in NAMES if name.startswith("pretrain/")]
 OVERLAYS = [name for name in NAMES if name not in {*TASKS, *PRETRAINING, *ELSEWHERE}]
 FEW = [

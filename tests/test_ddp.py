@@ -26,6 +26,7 @@ import torch
 from torch.optim import SGD
 
 from llm_arch.callbacks.guard import Guard
+from llm_arch.callbacks.learned_pruning import LearnedPruning
 from llm_arch.callbacks.preemption import Preempted
 from llm_arch.callbacks.structured_pruning import StructuredPruning
 from llm_arch.data.classification import TextClassificationData
@@ -193,9 +194,14 @@ def told(folder, tokenizer, name, **options):
     return {"saved": saved, "resumed": fit(folder, tokenizer, checkpoint=saved[0], **options)[3]}
 
 
-def pruned(folder, tokenizer, name, checkpoint=None, **options):
-    """Heads, neurons and a layer go in three times; without dropout, whose numbers go by the sizes of what is left."""
+def pruned(folder, tokenizer, name, checkpoint=None, learned=False, **options):
+    """Heads, neurons and a layer go in three times; without dropout, whose numbers go by the sizes of what is left.
+
+    Or it is learnt which.
+    """
     pruning = StructuredPruning(heads=0.5, neurons=0.5, layers=1, rows=8, start=0.2, end=0.6, times=3)
+    if learned:
+        pruning = LearnedPruning("2.5x macs", rows=8, multiple=1, start=0.2, end=0.7, learning_rate=0.3)
     half = Stop(5, folder / f"{name}_pruned.ckpt")
     options = {"default_root_dir": str(folder / f"{name}_pruned"), "enable_checkpointing": False, **options}
     callbacks = [pruning] if checkpoint else [pruning, half]
@@ -203,7 +209,8 @@ def pruned(folder, tokenizer, name, checkpoint=None, **options):
     task.backbone.settle()
     fitted = {name: value.clone() for name, value in task.state_dict().items()}
     structure = task.backbone.structure.to_dict()
-    return {"fitted": fitted, "structure": structure, "losses": found["losses"], "records": task.records["pruning"]}
+    after = task.records["pruning"]["after"]
+    return {"fitted": fitted, "structure": structure, "losses": found["losses"], "after": after}
 
 
 if __name__ == "__main__":
@@ -214,8 +221,10 @@ if __name__ == "__main__":
         found[name] = everywhere(folder, tokenizer, name, **options)
         found[name]["told"] = told(folder, tokenizer, name, **options)
     options = {"strategy": "ddp", "devices": 2}
-    found["pruned"] = pruned(folder, tokenizer, "ddp", **options)
-    found["pruned_resumed"] = pruned(folder, tokenizer, "again", folder / "ddp_pruned.ckpt", **options)
+    for name in ("pruned", "learned"):
+        how = {"learned": name == "learned", **options}
+        found[name] = pruned(folder, tokenizer, name, **how)
+        found[f"{name}_resumed"] = pruned(folder, tokenizer, f"{name}_again", folder / f"{name}_pruned.ckpt", **how)
     # A run of one process goes on with two: refused with the reason.
     try:
         fit(folder, tokenizer, checkpoint=folder / "single.ckpt", strategy="ddp", devices=2)
@@ -398,23 +407,25 @@ def test_told_on_one_rank_all_save_and_go(ranks, strategy):
         assert distance(one["resumed"]["fitted"], rank[strategy]["fitted"]) == 0
 
 
-def test_pruned_by_two_processes_as_by_one(ranks, folder, tokenizer, module):
-    one = {"devices": 1, "accumulate_grad_batches": 2}
-    expected = module.pruned(folder, tokenizer, "single", **one)
-    alone = module.pruned(folder, tokenizer, "alone", folder / "ddp_pruned.ckpt", **one)
-    assert expected["records"]["after"] == {"layers": 1, "heads": [2], "neurons": [32]}
-    for found in (*(rank[name] for rank in ranks for name in ("pruned", "pruned_resumed")), alone):
+@pytest.mark.parametrize("name", ["pruned", "learned"])
+def test_pruned_by_two_processes_as_by_one(name, ranks, folder, tokenizer, module):
+    one = {"devices": 1, "accumulate_grad_batches": 2, "learned": name == "learned"}
+    expected = module.pruned(folder, tokenizer, f"single_{name}", **one)
+    alone = module.pruned(folder, tokenizer, f"alone_{name}", folder / f"{name}_pruned.ckpt", **one)
+    if name == "pruned":
+        assert expected["after"] == {"layers": 1, "heads": [2], "neurons": [32]}
+    for found in (*(rank[key] for rank in ranks for key in (name, f"{name}_resumed")), alone):
         assert found["structure"] == expected["structure"]
-        assert found["records"] == expected["records"]
+        assert found["after"] == expected["after"]
         assert distance(found["fitted"], expected["fitted"]) < 1e-5
-    assert distance(ranks[0]["pruned"]["fitted"], ranks[1]["pruned"]["fitted"]) == 0
+    assert distance(ranks[0][name]["fitted"], ranks[1][name]["fitted"]) == 0
     for place, (loss, rows) in enumerate(expected["losses"]):
-        other, other_rows = ranks[place % 2]["pruned"]["losses"][place // 2]
+        other, other_rows = ranks[place % 2][name]["losses"][place // 2]
         assert other_rows == rows
         assert other == pytest.approx(loss, abs=1e-5)
     for rank in ranks:
-        assert rank["pruned_resumed"]["losses"] == rank["pruned"]["losses"][5:]
-        assert distance(rank["pruned_resumed"]["fitted"], rank["pruned"]["fitted"]) == 0
+        assert rank[f"{name}_resumed"]["losses"] == rank[name]["losses"][5:]
+        assert distance(rank[f"{name}_resumed"]["fitted"], rank[name]["fitted"]) == 0
 
 
 @STRATEGIES

@@ -160,6 +160,11 @@ class LearnedPruning(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             first, last = self.steps_of(self._steps)
             if self.learned is None and trainer.global_step >= first:
+                if trainer.global_step >= last:
+                    raise UserError(
+                        f"the run goes on at step {trainer.global_step} without learnt gates, which would have learnt "
+                        f"from step {first} to {last}; set a later end, or begin a new run"
+                    )
                 self._begin(trainer, pl_module)
             if trainer.global_step >= last:
                 self._end(trainer, pl_module)

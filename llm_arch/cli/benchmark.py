@@ -147,8 +147,10 @@ def _say(console: Console, found: Sequence[Measured], options: argparse.Namespac
     if first.on_rows:
         own = _table(f"{options.data}, each row at its own length")
         of_rows: dict[str, Callable[[Measured], str]] = {
+            "parameters": lambda one: f"{one.parameters:,}",
+            "MB": lambda one: f"{one.weights_bytes / _MB:,.1f}",
             str(first.metric): lambda one: f"{one.value:.4f}",
-            "tokens/row": lambda one: f"{one.on_rows.tokens:.1f}" if one.on_rows else "",
+            "tokens": lambda one: f"{one.on_rows.tokens:.1f}" if one.on_rows else "",
             "mean ms": lambda one: f"{one.on_rows.mean_ms:.2f}" if one.on_rows else "",
             "p50": lambda one: f"{one.on_rows.p50_ms:.2f}" if one.on_rows else "",
             "p95": lambda one: f"{one.on_rows.p95_ms:.2f}" if one.on_rows else "",

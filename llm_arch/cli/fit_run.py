@@ -86,6 +86,11 @@ class FitRun:
                 f"{self.recipe} compresses nothing: none of its callbacks and loss terms does; name a recipe such as "
                 "compress/structured, or train without one by `llm-arch fit`"
             )
+        if self.cli.config.start is None and any(getattr(term, "needs_start", False) for term in task.loss_terms):
+            raise UserError(
+                "distillation from what the model was needs one that is trained, head and all; "
+                "compress it by `llm-arch compress --model DIR`, or give --start DIR"
+            )
         split = next((name for name in ("test", "validation") if name in data.splits), None)
         if checkpoint is not None:
             _check_checkpoint(checkpoint, task)

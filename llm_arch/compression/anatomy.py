@@ -129,7 +129,9 @@ class OnlyBias(nn.Module):
         """The bias at every place."""
         values = self.zeros if self.bias is None else self.bias
         assert isinstance(values, Tensor)
-        return values.to(nothing.dtype).expand(*nothing.shape[:-1], self.out_features)
+        # A copy, since a view of a parameter asks for gradients even in inference mode, at which torch's counter of
+        # operations stumbles.
+        return values.to(nothing.dtype).expand(*nothing.shape[:-1], self.out_features).clone()
 
 
 class Headless(nn.Module):

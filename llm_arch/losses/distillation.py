@@ -35,6 +35,7 @@ class Distillation(LossTerm):
     """
 
     compression = "distillation"
+    needs_start = True  # of a run that begins with a trained model, head and all
 
     def __init__(self, *, temperature: float = 2.0, logits: float = 1.0, states: float = 1.0) -> None:
         if not temperature > 0:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from llm_arch.callbacks.learned_pruning import _NOISE, LearnedPruning
 from llm_arch.compression.gates import Gates
 from llm_arch.compression.l0 import LearnedGates
 from llm_arch.compression.macs import macs_per_token
+from llm_arch.compression.prices import Prices
 from llm_arch.compression.structure import Structure
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.data.sample import sample
@@ -58,12 +60,13 @@ class Keep(L.Callback):
             return
         if trainer.global_step in self.steps:
             trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
-        learned = _pruning(trainer).learned
+        pruning = _pruning(trainer)
+        learned = None if pruning is None else pruning.learned
         self.gates.append(None if learned is None else {k: v.detach().clone() for k, v in learned.named_parameters()})
 
 
-def _pruning(trainer: Any) -> LearnedPruning:
-    return next(c for c in trainer.callbacks if isinstance(c, LearnedPruning))
+def _pruning(trainer: Any) -> Any:
+    return next((c for c in trainer.callbacks if isinstance(c, LearnedPruning)), None)
 
 
 class Run:
@@ -211,6 +214,29 @@ def test_gates_follow_the_mean_loss_and_the_penalty(accumulate: int, run: Callab
         assert torch.allclose(after[name], value, atol=1e-5), name
 
 
+def test_a_loss_scale_is_taken_out() -> None:
+    """GradScaler knows of the task's optimizer only."""
+    moments = []
+    for scale in (None, 1024.0):
+        scaler = None if scale is None else SimpleNamespace(get_scale=lambda: 1024.0)
+        trainer: Any = SimpleNamespace(
+            precision_plugin=SimpleNamespace(scaler=scaler),
+            strategy=SimpleNamespace(reduce=lambda gradient, reduce_op: gradient),
+            global_step=0,
+        )
+        task = SimpleNamespace(device="cpu", gradient_factor=0.5, left_out=False)
+        pruning = learning()
+        pruning.learned = LearnedGates([2], [3], Prices(np.arange(3.0), np.arange(4.0), 0.0, 0.0))
+        pruning._optimize(task)
+        for number, parameter in enumerate(pruning.learned.parameters()):
+            parameter.grad = torch.full_like(parameter, (scale or 1.0) * (number - 1))
+        pruning._step_ended(trainer, task)
+        assert all(parameter.grad is None for parameter in pruning.learned.parameters())
+        assert pruning._optimizer is not None
+        moments.append(pruning._optimizer.state_dict()["state"])
+    assert_equal(moments[1], moments[0])
+
+
 def test_the_target_is_met(run: Callable[..., Run]) -> None:
     dense = run().task.backbone.model
     pruning = learning("3x macs", rows=28, end=0.9, learning_rate=0.5)
@@ -290,15 +316,15 @@ def test_interrupted_anywhere(gated: bool, run: Callable[..., Run], tmp_path: Pa
         assert_equal(resumed.trainer.optimizers[0].state_dict(), straight.trainer.optimizers[0].state_dict())
         assert resumed.structure == straight.structure
         assert resumed.task.records == straight.task.records
-    if gated:  # one process goes on where several stopped, as far as they had no dropout of other sizes
+    if gated:  # one process goes on where several stopped
         alone = run(learning(), **options | {"gated": False}).fit(tmp_path / "4.ckpt")
         assert_equal(alone.keep.gates[:3], straight.keep.gates[4:7])
         straight.task.backbone.settle()
         assert alone.structure == straight.structure
 
 
-class Copies(L.Callback):
-    """Looks at the gates that validations run with, and copies the model between steps."""
+class Looks(L.Callback):
+    """Looks at the gates that validations run with, and whether any are left between steps."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Tensor, Tensor]] = []
@@ -314,10 +340,10 @@ class Copies(L.Callback):
 
 
 def test_validations_see_gates_without_chance(run: Callable[..., Run]) -> None:
-    copies = Copies()
-    run(learning(), copies, limit_val_batches=1.0, val_check_interval=2).fit()
-    assert copies.seen
-    assert all(found.equal(fixed) for found, fixed in copies.seen)
+    looks = Looks()
+    run(learning(), looks, limit_val_batches=1.0, val_check_interval=2).fit()
+    assert looks.seen
+    assert all(found.equal(fixed) for found, fixed in looks.seen)
 
 
 def test_the_best_state_is_never_one_from_before_parts_went(run: Callable[..., Run]) -> None:
@@ -372,6 +398,17 @@ def test_a_run_without_steps_to_learn_in(run: Callable[..., Run]) -> None:
     for options in ({"max_epochs": 0, "max_steps": -1}, {"max_steps": 1}):
         with pytest.raises(UserError, match="no step to learn in: the run has [01], .* -c compress/retraining_free"):
             run(learning(), **options).fit()
+
+
+def test_goes_on_from_a_run_without_pruning(run: Callable[..., Run], tmp_path: Path) -> None:
+    """As long as there are steps left to learn in."""
+    path = tmp_path / "plain.ckpt"
+    plain = run(max_steps=4).fit()
+    plain.trainer.save_checkpoint(path)
+    found = run(learning()).fit(path)
+    assert [gates is not None for gates in found.keep.gates] == [True] * 3 + [False] * 3
+    with pytest.raises(UserError, match="goes on at step 4 without learnt gates, .* from step 1 to 3; set a later end"):
+        run(learning(start=0.1, end=0.3)).fit(path)
 
 
 class End(L.Callback):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_arch import Trainer
 from llm_arch.cli.compress import HELP
+from llm_arch.compression.prices import Prices
 from llm_arch.inference import Predictor, load, save
 from llm_arch.types import Hidden, Loss, LossTerm
 
@@ -155,6 +157,7 @@ def test_before_and_after_are_recorded_and_told(compress: Any, trained: Path) ->
     for when, place in (("before", trained / "model"), ("after", Path("small/model"))):
         weights = [v for name in ("model", "head") for v in load_file(place / f"{name}.safetensors").values()]
         size = sum((place / f"{name}.safetensors").stat().st_size for name in ("model", "head"))
+        assert found[when].pop("ms_per_row") > 0
         assert found[when] == {
             "parameters": sum(v.numel() for v in weights),
             "nonzero_parameters": sum(int((v != 0).sum()) for v in weights),
@@ -180,6 +183,33 @@ def test_with_training_by_options_and_a_loss_term(compress: Any) -> None:
     config = yaml.safe_load(Path("small/config.yaml").read_text())
     assert config["model"]["learning_rate"] == 0.01
     assert config["data"]["init_args"]["batch_size"] == 16
+
+
+def test_what_the_model_was_is_the_teacher(compress: Any, fit: Any, here: Path) -> None:
+    few = ("--trainer.max_epochs", "1", "--trainer.max_steps", "2")
+    done = compress("--recipe", recipe("zero.yaml", epochs=1), "--recipe", "compress/self_distillation", *few)
+    assert (done.code, done.err) == (0, "")
+    found = read("small/model/llm_arch.json")["records"]["compression"]
+    assert found["methods"] == ["zeroing", "distillation"]
+    done = fit("-c", "compress/self_distillation", "--output", "untaught")
+    assert done.code == 2
+    assert "needs one that is trained, head and all; compress it by `llm-arch compress --model DIR`" in done.err
+    assert not Path("untaught").exists()
+
+
+def test_promise_in_time_is_checked(compress: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_arch.cli.compression_times.milliseconds_a_row", lambda predictors, rows: [6.0, 4.0])
+    monkeypatch.setattr(
+        "llm_arch.callbacks.structured_pruning.prices_of",
+        lambda data, target, rows: Prices(np.linspace(0, 1, 5), np.linspace(0, 1, 65), 0.5, 0.5),
+    )
+    done = compress("--recipe", "compress/structured", "--trainer.callbacks.target", "1.5x", "--trainer.max_steps", "4")
+    assert (done.code, done.err) == (0, "")
+    records = read("small/model/llm_arch.json")["records"]
+    promised = records["pruning"]["promised"]["times"]
+    assert promised >= 1.5
+    assert f"promised {promised:.2f} times faster, measured 1.50" in done.out
+    assert (records["compression"]["before"]["ms_per_row"], records["compression"]["after"]["ms_per_row"]) == (6.0, 4.0)
 
 
 def test_a_fit_that_compresses_records_it_too(fit: Any, here: Path) -> None:

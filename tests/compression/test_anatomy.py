@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from llm_arch.compression.anatomy import anatomy, sizes
+from llm_arch.compression.anatomy import OnlyBias, anatomy, sizes
 from llm_arch.compression.structure import Shape, shape_of
 from llm_arch.types import UserError
 
@@ -85,3 +85,16 @@ def test_any_module_may_be_asked():
     with pytest.raises(UserError, match="Linear: its layers"):
         anatomy(nn.Linear(2, 2))
     assert torch.is_grad_enabled()
+
+
+def test_what_is_left_of_a_projection_asks_for_no_gradient_in_inference():
+    """Torch's counter of operations, for one, follows what does."""
+    bias = nn.Parameter(torch.randn(4))
+    left = OnlyBias(bias, 4, bias)
+    with torch.inference_mode():
+        found = left(torch.zeros(2, 3, 0))
+    assert not found.requires_grad
+    assert found.equal(bias.detach().expand(2, 3, 4))
+    left(torch.zeros(2, 3, 0)).sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.equal(torch.full((4,), 6.0))
