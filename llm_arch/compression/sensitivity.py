@@ -7,6 +7,7 @@ Legend: L layers, H heads of a layer, N neurons of a layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,16 +17,24 @@ from torch import Tensor
 from llm_arch.compression.gates import Gates
 from llm_arch.compression.importance import Scores
 from llm_arch.compression.solver import Losses, Values
+from llm_arch.types import UserError
 
 # Shares of a layer's units that are kept when its loss is measured; between them it is interpolated.
 _SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)
 # What all heads or all neurons of a layer are worth at least: of parts without which nothing is lost, one by one, no
 # more go than a budget asks for, since together they may count.
 _SLIGHT = 1e-6
+_MOST = 1e6
 
 
 def added_up(scores: Scores) -> Losses:
-    """The losses that importance tells: those of the units that go, one by one."""
+    """The losses that importance tells: those of the units that go, one by one.
+
+    Raises:
+        UserError: a score is no finite number.
+    """
+    if not all(bool(torch.isfinite(one).all()) for one in (*scores.heads, *scores.neurons, scores.layers)):
+        raise UserError("the importance of the parts is not finite on these rows; look at them, and at the model")
     return Losses([_sums(s) for s in scores.heads], [_sums(s) for s in scores.neurons], scores.layers.double().numpy())
 
 
@@ -42,6 +51,9 @@ def measured(
 
     Returns:
         What each part adds to the loss, made always to rise a little as more goes.
+
+    Raises:
+        UserError: the loss of the whole model is no finite number.
     """
     heads = [_grid(len(gate)) for gate in gates.heads]
     neurons = [_grid(len(gate)) for gate in gates.neurons]
@@ -55,13 +67,15 @@ def measured(
         return loss_of()
 
     whole = look()
+    if not math.isfinite(whole):
+        raise UserError(f"the loss of the rows that pruning looks at is {whole}; look at them, and at the model")
 
     def of_units(gate: Tensor, score: Tensor, grid: Sequence[int]) -> Values:
         order = score.argsort(descending=True).to(gate.device)
         lost = []
         for kept in grid:
             gate.zero_()[order[:kept]] = 1.0
-            lost.append(look() - whole)
+            lost.append(_finite(look() - whole))
         gate.fill_(1.0)
         # From all units to none: a loss that falls on the way is noise.
         rising = np.maximum.accumulate([0.0, *reversed(lost)])[::-1]
@@ -74,9 +88,14 @@ def measured(
         of_layers = []
         for layer in range(len(gates.layers)):
             gates.layers[layer] = 0.0
-            of_layers.append(max(0.0, look() - whole) + 2 * _SLIGHT)
+            of_layers.append(max(0.0, _finite(look() - whole)) + 2 * _SLIGHT)
             gates.layers[layer] = 1.0
     return Losses(of_heads, of_neurons, np.array(of_layers))
+
+
+def _finite(lost: float) -> float:
+    """What makes numbers overflow is worth more than anything else."""
+    return lost if math.isfinite(lost) else _MOST
 
 
 def _grid(units: int) -> list[int]:

@@ -16,6 +16,7 @@ from llm_arch.compression.macs import macs_prices
 from llm_arch.compression.sensitivity import added_up, measured
 from llm_arch.compression.solver import solve
 from llm_arch.compression.structure import Structure
+from llm_arch.types import UserError
 
 NUMBERS = st.floats(0, 1e3, width=32)
 UNITS = st.lists(st.lists(NUMBERS, max_size=6), min_size=1, max_size=3)
@@ -126,3 +127,23 @@ def test_no_more_goes_than_was_asked_for_though_nothing_is_lost(calibrated):
     whole = prices.total([(4, 12)] * 3)
     for times in (1.2, 1.5, 2.0):
         assert 0.85 * whole / times < prices.total(solve(losses, prices, whole / times)) <= whole / times
+
+
+def test_numbers_that_are_none():
+    scores = Scores([torch.tensor([1.0, float("nan")])], [torch.ones(2)], torch.ones(1))
+    with pytest.raises(UserError, match="importance of the parts is not finite"):
+        added_up(scores)
+
+
+def test_losses_that_are_no_numbers():
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=9)
+    gates = Gates(BertModel(config, add_pooling_layer=False))
+    scores = Scores([torch.arange(2.0)] * 2, [torch.arange(16.0)] * 2, torch.ones(2))
+    with pytest.raises(UserError, match="the loss of the rows that pruning looks at is nan"):
+        measured(gates, scores, lambda: float("nan"))
+    # Without the second layer numbers overflow: nothing is worth more.
+    losses = measured(gates, scores, lambda: 1.0 if gates.layers[1] else float("inf"))
+    assert losses.layers[1] == pytest.approx(1e6)
+    assert losses.layers[0] < 1e-3
