@@ -39,8 +39,8 @@ demo-compress: install
 	test -d $(OUTPUT)/model || $(BIN)/llm-arch fit -c task/text_classification --output $(OUTPUT) --overwrite
 	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/retraining_free --data smart_home \
 		--output $(COMPRESS)/retraining_free --overwrite
-	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/structured --data smart_home \
-		--output $(COMPRESS)/structured --overwrite
+	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/structured --recipe compress/self_distillation \
+		--data smart_home --output $(COMPRESS)/structured --overwrite
 	$(BIN)/llm-arch benchmark --model $(OUTPUT) --against $(COMPRESS)/retraining_free $(COMPRESS)/structured \
 		--data smart_home:test --lengths 16 64 --seconds 5 --output $(COMPRESS)/benchmark
 

@@ -40,7 +40,7 @@ class Convolution(nn.Module):
 
     def forward(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
         """(T, inputs) → (T, outputs)."""
-        tokens = len(hidden_TD)
+        tokens = hidden_TD.shape[0]  # a symbol while it is traced, of which `len` would make a number
         offsets_K = torch.tensor(self.offsets, device=hidden_TD.device)
         position_TK = batch.position_ids[:, None] + offsets_K
         inside_TK = (position_TK >= 0) & (position_TK < batch.lengths[batch.segments][:, None])

@@ -35,7 +35,11 @@ def added_up(scores: Scores) -> Losses:
     """
     if not all(bool(torch.isfinite(one).all()) for one in (*scores.heads, *scores.neurons, scores.layers)):
         raise UserError("the importance of the parts is not finite on these rows; look at them, and at the model")
-    return Losses([_sums(s) for s in scores.heads], [_sums(s) for s in scores.neurons], scores.layers.double().numpy())
+    heads, neurons = ([_sums(one) for one in units] for units in (scores.heads, scores.neurons))
+    # The derivative by a layer's own gate also counts what its norms do, which the layers above soon learn to do
+    # without: a layer is worth no more than its units, or crumbs of it would be kept that take time and do little.
+    units = np.array([h[0] + n[0] for h, n in zip(heads, neurons, strict=True)])
+    return Losses(heads, neurons, np.minimum(scores.layers.double().numpy(), units))
 
 
 def measured(

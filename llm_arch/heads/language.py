@@ -7,7 +7,7 @@ V vocabulary, K best tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class VocabularyHead(Head):
         kind: which head of a checkpoint goes on in this one.
         weight: (V, E) of an untied head, else None.
         bias: (V,), or None.
+        rounds: what the weight goes through before it is multiplied with, where a run trains for int8.
     """
 
     major = "perplexity"
@@ -62,6 +63,7 @@ class VocabularyHead(Head):
     kind: Literal["masked", "causal"]
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    rounds: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, hidden_size: int, top_k: int) -> None:
         super().__init__()
@@ -119,7 +121,8 @@ class VocabularyHead(Head):
     @property
     def projection(self) -> Tensor:
         """(V, E): what transformed states are multiplied with."""
-        return self._backbone[0].embeddings.weight if self.weight is None else self.weight
+        weight_VE = self._backbone[0].embeddings.weight if self.weight is None else self.weight
+        return weight_VE if self.rounds is None else self.rounds(weight_VE)
 
     @abstractmethod
     def transform(self, hidden_MD: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The relation between two marked entities of a text.
 
-Legend: T tokens, B sequences, N tokens of entities, D hidden size, F features of a sequence, C classes.
+Legend: T tokens, B sequences, D hidden size, F features of a sequence, C classes.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class RelationExtraction(Head):
         markers = [hidden_TD[place_B2[:, self.marker]] for place_B2 in (head_B2, tail_B2)]
         if self.states == "markers":
             return torch.cat(markers, 1)
-        means = [_mean_between(hidden_TD, place_B2) for place_B2 in (head_B2, tail_B2)]
+        means = [_mean_between(hidden_TD, place_B2, batch) for place_B2 in (head_B2, tail_B2)]
         rest = [batch.pool(hidden_TD, self.pooling or "first"), *means]
         return torch.cat(rest if self.states == "means" else [*markers, *rest], 1)
 
@@ -142,21 +142,21 @@ class RelationExtraction(Head):
 
 def _markers(batch: Batch) -> tuple[Tensor, Tensor]:
     """(B, 2) each: the tokens that open and close the head, and those of the tail."""
-    if batch.words is None or len(batch.words.token) != 4 * batch.size:
+    if batch.words is None or batch.words.token.shape[0] != 4 * batch.size:
         raise UserError("relation extraction needs two marked entities a row; take a data module that marks them")
     token_B4 = batch.words.token.view(-1, 4)
     return token_B4[:, :2], token_B4[:, 2:]
 
 
-def _mean_between(hidden_TD: Tensor, place_B2: Tensor) -> Tensor:
+def _mean_between(hidden_TD: Tensor, place_B2: Tensor, batch: Batch) -> Tensor:
     """(B, D): the mean over the tokens between two markers, zero where there are none."""
-    lengths_B = place_B2[:, 1] - place_B2[:, 0] - 1
-    rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
-    row_N = torch.repeat_interleave(rows_B, lengths_B)
-    before_B = lengths_B.cumsum(0) - lengths_B
-    token_N = torch.arange(len(row_N), device=row_N.device) + (place_B2[:, 0] + 1 - before_B)[row_N]
-    total_BD = hidden_TD.new_zeros(len(lengths_B), hidden_TD.shape[1]).index_add(0, row_N, hidden_TD[token_N])
-    return total_BD / lengths_B.clamp(min=1)[:, None].to(hidden_TD.dtype)
+    token_T = torch.arange(hidden_TD.shape[0], device=hidden_TD.device)
+    first_T, last_T = place_B2[batch.segments].unbind(1)
+    inside_T = (first_T < token_T) & (token_T < last_T)
+    inside_TD = hidden_TD.masked_fill(~inside_T[:, None], 0.0)
+    total_BD = hidden_TD.new_zeros(batch.size, hidden_TD.shape[1]).index_add(0, batch.segments, inside_TD)
+    count_B = (place_B2[:, 1] - place_B2[:, 0] - 1).clamp(min=1)
+    return total_BD / count_B[:, None].to(hidden_TD.dtype)
 
 
 def _check(labels: LabelSpace, states: str, label_smoothing: float, negative: str | None) -> None:

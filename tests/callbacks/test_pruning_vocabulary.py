@@ -13,9 +13,11 @@ import torch
 from llm_arch import Trainer
 from llm_arch.backbones.convolutional import TextCNN
 from llm_arch.backbones.pretrained import Pretrained
+from llm_arch.callbacks.structured_pruning import StructuredPruning
 from llm_arch.callbacks.vocabulary_pruning import VocabularyPruning
 from llm_arch.cli.main import main
 from llm_arch.data import CompletionData, NextTokenData, TextClassificationData
+from llm_arch.data.sample import sample
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.heads.language_model import LanguageModel
 from llm_arch.heads.text_generation import TextGeneration
@@ -110,6 +112,21 @@ def load_names(tokenizer, ids):
     from llm_arch.data.tokenizers import load_tokenizer
 
     return load_tokenizer(tokenizer).convert_ids_to_tokens([int(i) for i in ids])
+
+
+def test_goes_with_structured_pruning(files, tokenizer, tmp_path):
+    task, data = classifier(files, tokenizer)
+    structured = StructuredPruning(heads=0.5, neurons=0.5, rows=6, multiple=1)
+    fitted(task, data, VocabularyPruning(), structured, folder=tmp_path, max_epochs=1)
+    save(task, data, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    sizes = loaded.backbone.structure.sizes
+    assert (sizes.heads, sizes.neurons) == ((1,), (8,))
+    assert loaded.backbone.embeddings.num_embeddings == data.vocabulary < 3000
+    batch = sample(data, 8)[0]
+    with torch.no_grad():
+        found, expected = (one.head.eval()(one.backbone.eval()(batch), batch) for one in (loaded, task))
+    assert found.equal(expected)
 
 
 class Keep(L.Callback):
