@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 # Before torch, transformers and wandb are imported anywhere.
@@ -39,6 +40,31 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
+# Minutes of a whole run: they start first, so that no core waits for them in the end. Slowest first.
+SLOW = (
+    "test_notebooks.py",
+    "test_configs.py",
+    "test_ddp.py",
+    "test_readme.py",
+    "callbacks/test_structured_pruning.py",
+    "callbacks/test_learned_pruning.py",
+    "cli/test_fit_cli.py",
+    "callbacks/test_unstructured_pruning.py",
+    "test_chaos.py",
+    "test_resume.py",
+    "evaluation/test_verify.py",
+    "cli/test_bad_input.py",
+    "test_task.py",
+    "cli/test_compress_cli.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, the others as they were."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> str:
     """A real WordPiece tokenizer that is there without a network."""
@@ -58,6 +84,37 @@ def make_rows(count: int, labels: Sequence[str] = ("off", "on"), seed: int = 0) 
         label = labels[i % len(labels)]
         rows.append({"text": " ".join([label, *picked, str(i + 1000 * seed)]), "label": label})
     return rows
+
+
+@pytest.fixture(scope="session")
+def _small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("small_cache")
+
+
+@pytest.fixture
+def small_library(monkeypatch: pytest.MonkeyPatch, _small_cache: Path) -> Iterator[None]:
+    """`stdlib` is every 16th file of the library, so that what is made of it takes a second; with a cache of its own.
+
+    Those of the whole library are tested in corpus/test_stdlib.py and data/test_library.py.
+    """
+    from llm_arch.corpus import stdlib
+    from llm_arch.data import embedded
+
+    few = stdlib.library_files()[::16]
+    monkeypatch.setattr("llm_arch.corpus.inputs.library_files", lambda: few)
+    monkeypatch.setattr("llm_arch.data.library.library_files", lambda: few)
+    monkeypatch.setenv("LLM_ARCH_CACHE", str(_small_cache))
+    embedded.made.cache_clear()
+    yield
+    embedded.made.cache_clear()
+
+
+@pytest.fixture
+def rough_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What layers cost is measured in a moment, where only a rough number is needed."""
+    from llm_arch.compression.latency import LatencyTable
+
+    monkeypatch.setattr(LatencyTable, "measure", partial(LatencyTable.measure, seconds=0.1))
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from llm_arch.types import UserError
 ROOT = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.yaml"))
 TASKS = [name for name in NAMES if name.startswith("task/")]
+# Of these the rows are made of Python's library.
+OF_LIBRARY = {"task/code_generation", "task/summarization"}
 # Need what a test machine lacks, or are run elsewhere: two processes in test_ddp, wandb in cli/test_fit_cli, SLURM in
 # test_hardware, what needs a trained model in cli/test_compress_cli.
 ELSEWHERE = {
@@ -69,16 +71,19 @@ def _predictable() -> tuple[list[str], dict[str, object]]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_task_as_it_is(works: Callable[..., None], name: str) -> None:
+def test_task_as_it_is(works: Callable[..., None], name: str, request: pytest.FixtureRequest) -> None:
+    if name in OF_LIBRARY:
+        request.getfixturevalue("small_library")
     works(name)
 
 
+@pytest.mark.usefixtures("small_library")
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_pretraining_on_the_embedded_corpus(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # The smaller part of the corpus, whose tokenizers and stores the configs then share.
+    # The same part of the corpus, whose tokenizers and stores the configs then share.
     smaller = ["--data.train", "stdlib:docs", "--data.max_tokens", "512", "--data.max_length", "64"]
     assert main(["fit", "-c", name, *FEW[:-4], *smaller, "--output", "out"]) == 0
     metrics = json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
@@ -94,9 +99,12 @@ def test_pretraining_on_the_embedded_corpus(
     assert main(["fit", "-c", "task/text_classification", *FEW, *more, "--model.backbone", "out/model"]) == 0
 
 
+@pytest.mark.usefixtures("rough_latency")
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_overlay_on_a_task(works: Callable[..., None], name: str) -> None:
-    works("task/text_classification", name)
+    # What is compressed is small: that weights are pruned is the same with fewer of them.
+    small = ["backbone/tiny"] if name.startswith("compress/") and name != "compress/structured" else []
+    works("task/text_classification", *small, name)
 
 
 def test_overlays_stack_on_a_tiny_backbone(works: Callable[..., None]) -> None:

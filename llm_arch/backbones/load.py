@@ -21,7 +21,12 @@ def backbone_from(name: str) -> Backbone:
     if not is_preset(name):
         directory = Path(locate(name))
         if model_directory.is_model_directory(directory):
-            return backbone_of(directory, model_directory.read(directory)["backbone"])
+            record = model_directory.read(directory)["backbone"]
+            if "runtime" in record:
+                raise UserError(
+                    f"{name} is exported and can be neither trained nor compressed; name the model it was exported from"
+                )
+            return backbone_of(directory, record)
         if is_encoder_decoder(name):
             return EncoderDecoder(name)
     return Pretrained(name)

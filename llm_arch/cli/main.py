@@ -17,6 +17,7 @@ VERBS = {
     "verify": "check that a config, its model and its data keep the contract",
     "test": "measure a saved model on a file with labels",
     "benchmark": "compare saved models in size, speed, memory and metric",
+    "export": "write a saved model for ONNX Runtime, OpenVINO or torch.export",
     "predict": "predict with a saved model, one JSON object a line",
     "perplexity": "how far texts are from what a saved language model was pretrained on",
     "zero-shot": "multiple choice by a saved causal language model that was not trained on it",

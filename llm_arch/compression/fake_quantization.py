@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from llm_arch.compression.int8 import Steps, input_steps, int8_linear, ranges, table_values, weight_steps
+from llm_arch.compression.int8 import Steps, input_steps, int8_linear, ranges, table_values
 from llm_arch.compression.positions import positions_of, without_batch
 from llm_arch.compression.quantizable import quantizable
 from llm_arch.types import Backbone, Batch, Head, Hidden
@@ -30,8 +30,8 @@ class FakeQuantization:
     """Lets a model round as ONNX Runtime's dynamic int8 does (`llm_arch.compression.int8`), while it is attached.
 
     Linear layers round their weights, and their inputs by a scale for each sequence, as if the sequences of a batch
-    were run one at a time; embeddings round by a scale for the table. A head that multiplies with the embeddings takes
-    them rounded like that, too. Copies of the model are plain.
+    were run one at a time; embeddings round by a scale for the table. The head, which is small and last, stays as it
+    is in exports; one that multiplies with the embeddings takes them rounded as they are. Copies of the model are plain.
 
     Args:
         embeddings: whether embeddings round.
@@ -40,8 +40,7 @@ class FakeQuantization:
     def __init__(self, *, embeddings: bool = True) -> None:
         self.embeddings = embeddings
         self._undo: list[Callable[[], None]] = []
-        self._batch: Batch | None = None  # of the last run of the backbone
-        self._range: tuple[Tensor, Tensor] | None = None  # (B,) each, of the backbone's last states
+        self._batch: Batch | None = None
         self._last: tuple[Tensor, bool, Steps] | None = None  # queries, keys and values have the same inputs
         self._runs = False  # the backbone does
 
@@ -55,7 +54,7 @@ class FakeQuantization:
         return bool(self._undo)
 
     def attach(self, backbone: Backbone, head: Head) -> dict[str, int]:
-        """Let backbone and head round from now on.
+        """Let a model round from now on.
 
         Returns:
             How many `linear` layers and `embeddings` do.
@@ -64,17 +63,15 @@ class FakeQuantization:
             UserError: the model has layers that can't, or none that can.
         """
         self.detach()
-        layers, tables = quantizable(backbone, head)
-        for name, layer in layers.items():
-            self._replace(layer, partial(self._linear, name.startswith("head.")))
-        tables = tables if self.embeddings else {}
-        for table in tables.values():
+        layers, tables = quantizable(backbone)
+        tables = tables if self.embeddings else []
+        for layer in layers:
+            self._replace(layer, self._linear)
+        for table in tables:
             self._replace(table, _look_up)
-        if getattr(head, "rounds", False) is None:
-            tied = getattr(head, "weight", None) is None
-            if not tied or self.embeddings:
-                head.rounds = _Projection(tied)  # type: ignore[assignment]
-                self._undo.append(partial(delattr, head, "rounds"))
+        if tables and hasattr(head, "rounds") and getattr(head, "weight", None) is None:
+            head.rounds = _Table()  # type: ignore[assignment]
+            self._undo.append(partial(delattr, head, "rounds"))
         begin = backbone.register_forward_pre_hook(self._begin, with_kwargs=True)
         end = backbone.register_forward_hook(self._end, always_call=True)
         self._undo += [begin.remove, end.remove]
@@ -84,7 +81,7 @@ class FakeQuantization:
         """Let the model compute as before."""
         for undo in self._undo:
             undo()
-        self._undo, self._batch, self._range, self._last = [], None, None, None
+        self._undo, self._batch, self._last = [], None, None
 
     def _replace(self, module: nn.Module, run: Callable[..., Tensor]) -> None:
         own = vars(module).get("forward")
@@ -94,33 +91,29 @@ class FakeQuantization:
         )
 
     def _begin(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._batch, self._runs, self._range = args[0] if args else kwargs["batch"], True, None
+        self._batch, self._runs = args[0] if args else kwargs["batch"], True
 
     def _end(self, backbone: nn.Module, args: tuple[Any, ...], hidden: Hidden | None) -> None:
         self._runs, self._last = False, None
-        if hidden is not None and self._batch is not None and self._batch.words is not None:
-            self._range = ranges(hidden.last_TD, positions_of(hidden.last_TD.shape, self._batch))
 
-    def _linear(self, of_head: bool, layer: nn.Module, states: Tensor) -> Tensor:
+    def _linear(self, layer: nn.Module, states: Tensor) -> Tensor:
         weight: Any = layer.weight
-        steps_NI = self._rounded(states, of_head)
+        steps_NI = self._rounded(states)
         out_NO = int8_linear(steps_NI, weight.T if isinstance(layer, Conv1D) else weight, layer.bias)  # type: ignore[arg-type]
         return out_NO.view(*states.shape[:-1], -1)
 
-    def _rounded(self, states: Tensor, of_head: bool) -> Steps:
+    def _rounded(self, states: Tensor) -> Steps:
         grad = torch.is_grad_enabled()
         if self._last is not None and self._last[0] is states and self._last[1] == grad:
             return self._last[2]
-        known = self._batch if of_head or self._runs else None
+        # What runs with gradients beside the backbone is a part of it that is computed again for the backward pass.
+        known = self._batch if self._runs or grad else None
         shape = states.shape
         positions = without_batch(shape, states.device) if known is None else positions_of(shape, known)
         states_NI = states.reshape(-1, shape[-1])
         low_G, high_G = ranges(states_NI, positions)
-        if positions.words and of_head and self._range is not None:
-            # An export gives every token to the layer, and training the first token of each word.
-            low_G, high_G = torch.minimum(low_G, self._range[0]), torch.maximum(high_G, self._range[1])
         steps_NI = input_steps(states_NI, low_G[positions.group_N], high_G[positions.group_N])
-        self._last = (states, grad, steps_NI) if self._runs else None
+        self._last = (states, grad, steps_NI)
         return steps_NI
 
 
@@ -144,14 +137,11 @@ class _Forward:
         return MethodType(type(module).forward, module)
 
 
-@dataclass(frozen=True)
-class _Projection:
-    """The weight (V, E) that a head multiplies states with, rounded: the embeddings as such, its own by output."""
+class _Table:
+    """The embeddings (V, E) as a head that is tied to them multiplies with them; a copy of the head does not round."""
 
-    tied: bool
-
-    def __call__(self, weight_VE: Tensor) -> Tensor:
-        return table_values(weight_VE, weight_VE) if self.tied else weight_steps(weight_VE).values
+    def __call__(self, table_VE: Tensor) -> Tensor:
+        return table_values(table_VE, table_VE)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

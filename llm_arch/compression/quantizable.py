@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llm_arch.types import Backbone, Head, UserError
+from llm_arch.types import Backbone, UserError
 
 
-def quantizable(backbone: Backbone, head: Head) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """The linear layers, and the embeddings, of a model that can run in int8, by name; the head's begin with `head.`.
+def quantizable(backbone: Backbone) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The linear layers, and the embeddings, of a backbone that can run in int8.
 
     Raises:
-        UserError: it has layers that can't, or it has none.
+        UserError: it has layers that can't, or no linear layer.
     """
     if backbone.encoder_decoder:
         raise UserError(
@@ -20,11 +20,9 @@ def quantizable(backbone: Backbone, head: Head) -> tuple[dict[str, nn.Module], d
         )
     if any("lora_" in name for name, _ in backbone.named_parameters()):
         raise UserError("adapters are added to the weights in the end: save the model, and quantize that")
-    layers: dict[str, nn.Module] = {}
-    tables: dict[str, nn.Module] = {}
-    named = [(f"{part}.{name}", module) for part, whole in (("backbone", backbone), ("head", head))
-             for name, module in whole.named_modules()]  # fmt: skip
-    for name, module in named:
+    layers: list[nn.Module] = []
+    tables: list[nn.Module] = []
+    for name, module in backbone.named_modules():
         if isinstance(module, nn.RNNBase | nn.Conv1d | nn.Conv2d):
             raise UserError(
                 f"{name} is an {type(module).__name__}, and only linear layers and embeddings are trained for int8; "
@@ -36,7 +34,7 @@ def quantizable(backbone: Backbone, head: Head) -> tuple[dict[str, nn.Module], d
             raise UserError(f"{name} is quantized already; take the model that it was")
         if isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"):
             raise UserError(f"{name} multiplies what it looks up, which is not trained for int8; take another backbone")
-        (tables if isinstance(module, nn.Embedding) else layers)[name] = module
+        (tables if isinstance(module, nn.Embedding) else layers).append(module)
     if not layers:
-        raise UserError(f"{type(backbone).__name__} and {type(head).__name__} have no linear layer to quantize")
+        raise UserError(f"{type(backbone).__name__} has no linear layer to quantize")
     return layers, tables

@@ -15,6 +15,7 @@ from llm_arch.backbones.load import backbone_of
 from llm_arch.data.module import DataModule
 from llm_arch.inference.card import model_card
 from llm_arch.inference.compression_record import with_bytes
+from llm_arch.inference.export.exported import Exported
 from llm_arch.lineage import surroundings
 from llm_arch.task import Task, WritesTexts
 from llm_arch.types import Backbone, Head, LabelSpace, UserError
@@ -131,7 +132,8 @@ def load(directory: str | Path, *, trust: tuple[str, ...] = (), check: bool = Fa
 
     Args:
         directory: what `save` or `llm-arch fit` wrote; the output directory of a run stands for the model in it.
-        trust: modules outside this package that the model may use (a head of your own).
+        trust: modules outside this package that the model may use (a head of your own), and `torch_export` for a model
+            exported to torch.
         check: compare every file with the manifest first.
 
     Raises:
@@ -153,6 +155,8 @@ def load(directory: str | Path, *, trust: tuple[str, ...] = (), check: bool = Fa
         head.load_state_dict(load_file(directory / model_directory.HEAD), strict=True)
         data_class = model_directory.resolve(record["data"]["class_path"], DataModule, trust)
         data = data_class.for_model(str(directory), labels, record["data"]["init_args"])
+        if isinstance(backbone, Exported):
+            backbone.serve(head, trust)
         if isinstance(data, WritesTexts):
             data.suit(backbone)
             head.read_as(data.detokenizer)

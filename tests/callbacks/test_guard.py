@@ -117,6 +117,15 @@ def test_a_loss_that_stays_is_said_and_one_that_falls_is_not(fit: Callable[..., 
     fit(rate=0.01, epochs=12)
 
 
+class Pruned(L.Callback):
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.changing = True
+
+
+def test_the_loss_counts_once_the_model_has_its_shape(fit: Callable[..., Any]) -> None:
+    fit(Pruned(), rate=0.0, epochs=8)  # a warning would be an error
+
+
 @pytest.mark.parametrize(("options", "said"), [({"policy": "hope"}, "policy"), ({"max_skips": -1}, "max_skips")])
 def test_mistakes(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):

@@ -12,13 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from llm_arch.inference import Predictor
 from llm_arch.inference.directory import Model
+from llm_arch.inference.export.exported import Exported
 
+_WEIGHTS = {".safetensors", ".onnx", ".pt2", ".bin"}
 # The one kernel of attention that torch does not count by itself.
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def parameters(model: Model) -> tuple[int, int]:
-    """How many parameters backbone and head have, tied ones once, and how many of them are not 0."""
+    """How many parameters backbone and head have, tied ones once, and how many of them are not 0.
+
+    Of an exported model, those of the model it was exported from.
+    """
+    if isinstance(model.backbone, Exported):
+        return model.backbone.parameters_before
     found = {id(p): p for p in chain(model.backbone.parameters(), model.head.parameters())}.values()
     return sum(p.numel() for p in found), sum(int(p.count_nonzero()) for p in found)
 
@@ -26,7 +33,7 @@ def parameters(model: Model) -> tuple[int, int]:
 def file_bytes(directory: Path) -> tuple[int, int]:
     """Bytes of a directory's weights, and of all its files."""
     sizes = {path: path.stat().st_size for path in directory.rglob("*") if path.is_file()}
-    return sum(size for path, size in sizes.items() if path.suffix == ".safetensors"), sum(sizes.values())
+    return sum(size for path, size in sizes.items() if path.suffix in _WEIGHTS), sum(sizes.values())
 
 
 def macs(predictor: Predictor, row: Mapping[str, Any]) -> float | None:

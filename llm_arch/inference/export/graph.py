@@ -20,6 +20,7 @@ from llm_arch.types import Backbone, Batch, Head, UserError, Words
 Kind = Literal["sequences", "tokens", "spans", "marked"]
 
 IDS, MASK, TYPES, MARKERS = "input_ids", "attention_mask", "token_type_ids", "markers"
+INPUTS = (IDS, MASK, TYPES, MARKERS)
 LOGITS, NULL = "logits", "no_answer"
 
 
