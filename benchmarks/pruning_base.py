@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", required=True, help="the folder that `structure` kept its models in")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--targets", nargs="+", default=["2.25x", "4.25x"])
+    parser.add_argument("--targets", nargs="+", default=["2.25x", "4x"])
     parser.add_argument("--rows", type=int, default=40, help="test rows to time")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)

@@ -25,7 +25,7 @@ from llm_arch.callbacks.structured_pruning import StructuredPruning
 from llm_arch.cli.quiet import quiet
 from llm_arch.losses.distillation import Distillation
 
-TARGETS = ("2.25x", "4.25x")  # so that twice and four times as fast are measured for certain
+TARGETS = ("2.25x", "4x")  # the first with a margin, so that twice as fast is measured for certain
 EPOCHS = 6
 LEARNING_RATE = 3e-4
 
