@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 # Before torch, transformers and wandb are imported anywhere.
@@ -92,29 +92,32 @@ def _small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_library(monkeypatch: pytest.MonkeyPatch, _small_cache: Path) -> Iterator[None]:
-    """`stdlib` is every 16th file of the library, so that what is made of it takes a second; with a cache of its own.
+def small_library(monkeypatch: pytest.MonkeyPatch, _small_cache: Path) -> None:
+    """`stdlib` is every eighth file of the library, so that little is made of it; with a cache of its own.
 
-    Those of the whole library are tested in corpus/test_stdlib.py and data/test_library.py.
+    What is made of the whole library is tested in corpus/test_stdlib.py and data/test_library.py.
     """
     from llm_arch.corpus import stdlib
     from llm_arch.data import embedded
 
-    few = stdlib.library_files()[::16]
+    few = stdlib.library_files()[::8]
     monkeypatch.setattr("llm_arch.corpus.inputs.library_files", lambda: few)
     monkeypatch.setattr("llm_arch.data.library.library_files", lambda: few)
+    monkeypatch.setattr("llm_arch.data.sources.made", cache(embedded.made.__wrapped__))
     monkeypatch.setenv("LLM_ARCH_CACHE", str(_small_cache))
-    embedded.made.cache_clear()
-    yield
-    embedded.made.cache_clear()
 
 
 @pytest.fixture
 def rough_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """What layers cost is measured in a moment, where only a rough number is needed."""
-    from llm_arch.compression.latency import LatencyTable
+    from llm_arch.callbacks import pruning_prices
+    from llm_arch.compression import latency, stacks
 
-    monkeypatch.setattr(LatencyTable, "measure", partial(LatencyTable.measure, seconds=0.1))
+    monkeypatch.setattr(latency.LatencyTable, "measure", partial(latency.LatencyTable.measure, seconds=0.1))
+    monkeypatch.setattr(pruning_prices, "seconds_besides", partial(latency.seconds_besides, seconds=0.1))
+    monkeypatch.setattr(latency, "FEWEST_TURNS", 1)
+    monkeypatch.setattr(stacks, "FEWEST_TURNS", 1)
+    monkeypatch.setattr(stacks, "CALLS", 1)
 
 
 @pytest.fixture

@@ -28,7 +28,11 @@ from torch.optim import SGD
 from llm_arch.callbacks.guard import Guard
 from llm_arch.callbacks.learned_pruning import LearnedPruning
 from llm_arch.callbacks.preemption import Preempted
+from llm_arch.callbacks.quantization import QuantizationAwareTraining
 from llm_arch.callbacks.structured_pruning import StructuredPruning
+from llm_arch.callbacks.unstructured_pruning import UnstructuredPruning
+from llm_arch.compression.unstructured_movement import MovementPruning
+from llm_arch.compression.wanda import WandaPruning
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.inference.directory import save
@@ -213,6 +217,23 @@ def pruned(folder, tokenizer, name, checkpoint=None, learned=False, **options):
     return {"fitted": fitted, "structure": structure, "losses": found["losses"], "after": after}
 
 
+def zeroed(folder, tokenizer, name, **options):
+    """Single weights become zero in three steps, by scores to which all ranks add."""
+    pruning = UnstructuredPruning(
+        {"movement": MovementPruning, "wanda": WandaPruning}[name](), sparsity=0.6, start=0.25, end=0.75, every=2
+    )
+    options = {"default_root_dir": str(folder / f"{name}_zeroed"), "enable_checkpointing": False, **options}
+    found = fit(folder, tokenizer, pruning, steps=8, **options)[3]
+    return {"fitted": found["fitted"], "steps": found["steps"], "masks": pruning.state_dict()["masks"]}
+
+
+def quantized(folder, tokenizer, **options):
+    """Trained for int8 from the third step on."""
+    options = {"default_root_dir": str(folder / "quantized"), "enable_checkpointing": False, **options}
+    _, task, _, found = fit(folder, tokenizer, QuantizationAwareTraining(start=0.25), steps=8, **options)
+    return {**found, "records": task.records}
+
+
 if __name__ == "__main__":
     folder, tokenizer = Path(sys.argv[1]), sys.argv[2]
     found = run(folder, tokenizer, strategy="ddp", devices=2)
@@ -225,6 +246,9 @@ if __name__ == "__main__":
         how = {"learned": name == "learned", **options}
         found[name] = pruned(folder, tokenizer, name, **how)
         found[f"{name}_resumed"] = pruned(folder, tokenizer, f"{name}_again", folder / f"{name}_pruned.ckpt", **how)
+    for name in ("movement", "wanda"):
+        found[name] = zeroed(folder, tokenizer, name, **options)
+    found["quantized"] = quantized(folder, tokenizer, **options)
     # A run of one process goes on with two: refused with the reason.
     try:
         fit(folder, tokenizer, checkpoint=folder / "single.ckpt", strategy="ddp", devices=2)
@@ -428,8 +452,37 @@ def test_pruned_by_two_processes_as_by_one(name, ranks, folder, tokenizer, modul
         assert distance(rank[f"{name}_resumed"]["fitted"], rank[name]["fitted"]) == 0
 
 
+@pytest.mark.parametrize("name", ["movement", "wanda"])
+def test_two_ranks_make_the_same_weights_zero(name, ranks, folder, tokenizer, module):
+    first, second = (rank[name] for rank in ranks)
+    assert first["steps"] == 8
+    assert first["masks"].keys() == second["masks"].keys()
+    assert all(torch.equal(mask, second["masks"][key]) for key, mask in first["masks"].items())
+    assert distance(first["fitted"], second["fitted"]) == 0
+    # As one process does that takes two micro-batches a step, but for scores that are nearly equal.
+    expected = module.zeroed(folder, tokenizer, name, devices=1, accumulate_grad_batches=2)
+    masks = [(mask, first["masks"][key]) for key, mask in expected["masks"].items()]
+    zeros, count = (sum(int(f(mask)) for mask, _ in masks) for f in (lambda m: (~m).sum(), torch.numel))
+    assert zeros / count == pytest.approx(0.6, abs=0.02)
+    assert sum(int((mask == other).sum()) for mask, other in masks) / count > 0.99
+
+
 @STRATEGIES
 def test_the_saved_model_is_whole(ranks, single, folder, strategy):
     found, expected = (load(folder / f"{name}_model") for name in (strategy, "single"))
     for part in ("backbone", "head"):
         assert distance(getattr(found, part).state_dict(), getattr(expected, part).state_dict()) < 1e-5
+
+
+def test_training_for_int8_is_the_same(ranks, folder, tokenizer, module):
+    found = [rank["quantized"] for rank in ranks]
+    single = module.quantized(folder, tokenizer, devices=1, accumulate_grad_batches=2)
+    assert distance(found[1]["fitted"], found[0]["fitted"]) == 0
+    assert found[0]["records"] == single["records"]
+    assert single["records"]["quantization"]["steps"] == 6
+    assert distance(found[0]["fitted"], single["fitted"]) < 1e-4  # no value has gone to another whole number
+    for place, (loss, rows) in enumerate(single["losses"]):
+        other, other_rows = found[place % 2]["losses"][place // 2]
+        assert other_rows == rows
+        assert other == pytest.approx(loss, abs=1e-5)
+    assert distance(single["fitted"], single["start"]) > 1e-3

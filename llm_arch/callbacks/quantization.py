@@ -21,10 +21,10 @@ class QuantizationAwareTraining(L.Callback):
     """Trains a model for int8, so that it loses little when it is exported in it (Jacob et al. 2018, arXiv 1712.05877).
 
     From `start` on, weights and inputs of the backbone's linear layers, and its embeddings, are rounded in every
-    forward pass as the runtime rounds them, and gradients go straight through; the head stays as it is, in exports too. Validation, and the measurement after the run, round
-    likewise: their numbers are those of the model in int8. What is saved are the weights in fp32, with all that the
-    optimizer made of them; their export has the numbers that were trained. The state that is kept as best is one after
-    the start. A run without steps only measures what int8 does to the model.
+    forward pass as the runtime rounds them, and gradients go straight through; the head stays as it is, as in exports.
+    Validation, and the measurement after the run, round likewise: their numbers are those of the model in int8. What is
+    saved are the weights in fp32, as the optimizer left them; their export has the whole numbers that were trained. The
+    state that is kept as best is one after the start. A run without steps only measures what int8 does to the model.
 
     Args:
         target: the runtime. `onnxruntime`: dynamic int8, with a scale for each output of a layer and for the inputs of

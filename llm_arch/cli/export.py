@@ -98,6 +98,10 @@ def _beside(model: Path, runtime: str, precision: str) -> Path:
     return model.with_name(f"{model.name}-{suffix}")
 
 
+def _words(words: list[str], start: int) -> str:
+    return " ".join(words[(start + j) % len(words)] for j in range(3))
+
+
 def _rows(data: DataModule, name: str | None) -> list[Any]:
     from llm_arch.cli.rows import rows_of
     from llm_arch.evaluation.benchmark import rows
@@ -108,10 +112,7 @@ def _rows(data: DataModule, name: str | None) -> list[Any]:
     each = _ROWS // len(_LENGTHS)
     made = rows.made_row(data)
     samples = [  # other words in each
-        {
-            k: " ".join(words[(3 * i + j) % len(words)] for j in range(3)) if isinstance(v, str) else v
-            for k, v in made.items()
-        }
+        {name: _words(words, 3 * i) if isinstance(value, str) else value for name, value in made.items()}
         for i in range(_ROWS)
     ]
     found = [row for i, n in enumerate(_LENGTHS) for row in rows.of_length(data, samples[i * each :], n, each)]

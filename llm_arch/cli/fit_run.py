@@ -135,7 +135,7 @@ class FitRun:
             trainer.log_every_n_steps = min(50, data.training_plan().micro_batches())  # type: ignore[attr-defined]
         # Of a resumed run too: the same seed gives the same weights to start from.
         before = self._measure(trainer, task, data, split) if self.before else None
-        size = self._size(task) if used else {}
+        size: dict[str, Any] = dict(self._size(task)) if used else {}
         self._log_config(trainer)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -153,7 +153,7 @@ class FitRun:
                 output.write_json(self.where / "per_label.json", task.report)
             backbone, start = fit_tokenizer.backbone_name(self.cli.config), self.cli.config.start
             if used:
-                smaller = size_of(task)
+                smaller: dict[str, Any] = dict(size_of(task))
                 if (measured := times(task, data, start, split)) is not None:
                     size, smaller = size | {"ms_per_row": measured[0]}, smaller | {"ms_per_row": measured[1]}
                 task.records["compression"] = compression_record(

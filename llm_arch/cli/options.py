@@ -27,6 +27,11 @@ def model_parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="compare every file of the model with its manifest.json before loading it"
     )
+    parser.add_argument(
+        "--runtime",
+        choices=("onnx", "openvino", "torch"),
+        help="refuse a model that was not exported to this runtime; it is known without",
+    )
     return parser
 
 
@@ -72,6 +77,13 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
             directory = model_directory.home(Path(name))
             model_directory.read(directory)  # says better what a folder is that is none
             model_directory.check_manifest(directory)
+    if getattr(options, "runtime", None):
+        directory = model_directory.home(Path(options.model))
+        if (found := model_directory.read(directory)["backbone"].get("runtime")) != options.runtime:
+            raise UserError(
+                f"{options.model} is {f'of {found}' if found else 'not exported'}, and --runtime is {options.runtime}; "
+                f"export it with `llm-arch export --to {options.runtime}`, or leave --runtime out"
+            )
     if "model" in options and options.trust:  # the module may lie in a file beside the user
         sys.path.insert(0, str(Path.cwd()))
     return options

@@ -31,7 +31,7 @@ class FakeQuantization:
 
     Linear layers round their weights, and their inputs by a scale for each sequence, as if the sequences of a batch
     were run one at a time; embeddings round by a scale for the table. The head, which is small and last, stays as it
-    is in exports; one that multiplies with the embeddings takes them rounded as they are. Copies of the model are plain.
+    is, as in exports; one that multiplies with the embeddings takes them rounded. Copies of the model are plain.
 
     Args:
         embeddings: whether embeddings round.

@@ -123,9 +123,8 @@ class _Round(torch.autograd.Function):
         numbers = (values / scale).round_()
         inside = None
         if low is not None and high is not None:
-            if ctx.needs_input_grad[0]:
-                inside = (numbers >= low) & (numbers <= high)
-            numbers = torch.clamp(numbers, low, high)
+            rounded, numbers = numbers, torch.clamp(numbers, low, high)
+            inside = rounded == numbers if ctx.needs_input_grad[0] else None
         ctx.save_for_backward(scale, inside)
         return numbers
 

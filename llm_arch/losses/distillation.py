@@ -93,5 +93,6 @@ def _of_states(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], valid_T
         got_TD, wanted_TD = student[layer], teacher[math.ceil(layer * whole / depth)]
         if valid_T is not None:
             got_TD, wanted_TD = got_TD[valid_T], wanted_TD[valid_T]
-        total = total + mse_loss(*(layer_norm(x.float(), x.shape[-1:]) for x in (got_TD, wanted_TD)))
+        got_TD, wanted_TD = (layer_norm(x.float(), x.shape[-1:]) for x in (got_TD, wanted_TD))
+        total = total + mse_loss(got_TD, wanted_TD)
     return total / max(depth, 1)

@@ -1,10 +1,8 @@
-"""Unstructured pruning in runs: when, how many, across accumulation, interruptions and ranks, and in what is saved."""
+"""Unstructured pruning in runs: when, how many, across accumulation, interruptions, and in what is saved."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -377,53 +375,3 @@ def test_mistakes_that_only_the_model_tells(run: Callable[..., Run], tmp_path: P
         UserError, match="is of a run with Wanda pruning of 12 layers, here it is magnitude pruning of 12"
     ):
         run(pruning("magnitude")).fit(str(tmp_path / "8.ckpt"))
-
-
-# Ranks
-
-SCRIPT = """
-import sys
-from pathlib import Path
-
-import torch
-
-sys.path.insert(0, sys.argv[1])
-from test_unstructured_pruning import Run, pruning
-from llm_arch.data.classification import TextClassificationData
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, tokenizer = Path(sys.argv[2]), sys.argv[3]
-    found = {}
-    for name in ("movement", "wanda"):
-        callback = pruning(name)
-        run = Run(
-            lambda: TextClassificationData(
-                str(folder / "rows.jsonl"), tokenizer=tokenizer, batch_size=4, validation_fraction=0.0
-            ),
-            folder, callback, devices=2, strategy="ddp", max_epochs=1,
-        ).fit()
-        found[name] = callback.state_dict()["masks"], run.task.state_dict(), run.trainer.global_step
-    torch.save(found, folder / f"rank{run.trainer.global_rank}.pt")
-"""
-
-
-def test_two_ranks_have_the_same_masks(
-    run: Callable[..., Run], rows: Any, write_rows: Callable[..., str], tokenizer: str, tmp_path: Path
-) -> None:
-    write_rows(rows(32))
-    (tmp_path / "two.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "two.py"), str(Path(__file__).parent), str(tmp_path), tokenizer]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    for name, (masks, state, steps) in first.items():
-        others, state_1, _ = second[name]
-        assert steps == 4
-        assert all(torch.equal(mask, others[key]) for key, mask in masks.items())
-        assert all(torch.equal(value, state_1[key]) for key, value in state.items())
-        # What one process makes of the same steps; dropout is that of the micro-batch.
-        callback = pruning(name)
-        run(callback, accumulate_grad_batches=2, max_epochs=1).fit()
-        same = sum(int((mask == masks[key]).sum()) for key, mask in callback.state_dict()["masks"].items())
-        assert same / sum(mask.numel() for mask in masks.values()) > 0.99

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from llm_arch.inference.export.graph import INPUTS, LOGITS, NULL, Kind, grids, head_logits
+from llm_arch.inference.export.graph import INPUTS, LOGITS, NULL, SHORTEST, Kind, grids, head_logits
 from llm_arch.inference.export.runtime import PRECISIONS, Inputs, Precision, Run, runtime_of
+from llm_arch.model_directory import HEAD
 from llm_arch.types import Backbone, Batch, Head, Hidden, UserError
+from llm_arch.untrusted import shapes
 
 TRUST_TORCH = "torch_export"
 
@@ -64,7 +66,7 @@ class Exported(Backbone):
         self.kind: Kind = kind
         all_, nonzero = parameters
         self.inputs, self.parameters_before = list(inputs), (int(all_), int(nonzero))
-        self.hidden_size, self.max_length = int(hidden_size), max_length
+        self.hidden_size, self.max_length = int(hidden_size), None if max_length is None else int(max_length)
         self.causal, self.is_decoder = bool(causal), bool(is_decoder)
         self.pooling = "first"
         self.vocabulary = int(vocabulary)
@@ -101,7 +103,7 @@ class Exported(Backbone):
         def pass_on(hidden: Hidden, batch: Batch) -> Tensor:
             return hidden.last_TD
 
-        head.forward = pass_on  # type: ignore[method-assign, assignment]
+        head.forward = pass_on  # type: ignore[method-assign]
 
     def forward(self, batch: Batch, *, inputs_embeds: Tensor | None = None, all_hidden: bool = False) -> Hidden:
         """The head's logits of the batch's tokens, in place of states."""
@@ -125,9 +127,8 @@ class Exported(Backbone):
         assert self._run is not None
         rows = []
         for i, length in enumerate(lengths):
-            alone = {name: one[i : i + 1, :length].contiguous() for name, one in given.items() if name in _BY_TOKEN}
-            alone = {name: alone.get(name, given[name][i : i + 1]) for name in given}
-            rows.append(self._run(alone))
+            cells = max(SHORTEST, length)
+            rows.append(self._run({k: v[i : i + 1, : cells if k in _BY_TOKEN else None] for k, v in given.items()}))
         joined = [torch.cat(_filled(outputs)) for outputs in zip(*rows, strict=True)]
         return joined
 
@@ -138,6 +139,9 @@ class Exported(Backbone):
     @classmethod
     def load(cls, directory: Path, record: Mapping[str, Any]) -> Exported:
         """From what `export` wrote; opens nothing yet, `serve` does."""
+        largest = max((size for shape in shapes(directory / HEAD).values() for size in shape), default=0)
+        if int(record["hidden_size"]) > largest:  # or a head of any size would be made because a record says so
+            raise ValueError(f"no weight of {HEAD} is {int(record['hidden_size']):,} wide")
         return cls(str(directory), **{name: record[name] for name in _RECORDED})
 
     def record(self) -> dict[str, Any]:

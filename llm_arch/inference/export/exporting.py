@@ -225,8 +225,9 @@ def _write_rest(
     save_file(weights, folder / model_directory.HEAD)
     facts = {"runtime": exported.runtime.name, "precision": exported.precision, **asdict(compared)}
     old = model.record
+    kept: dict[str, Any] = {name: old[name] for name in ("task", "head", "label_space", "data") if name in old}
     record = {
-        **{name: old[name] for name in ("task", "head", "label_space", "data") if name in old},
+        **kept,
         "backbone": {
             "class_path": exported.class_path,
             "pooling": old["backbone"].get("pooling", model.backbone.pooling),

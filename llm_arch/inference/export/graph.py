@@ -6,6 +6,7 @@ Legend: T tokens, B sequences, L longest sequence, R rows, W words, D hidden siz
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ Kind = Literal["sequences", "tokens", "spans", "marked"]
 IDS, MASK, TYPES, MARKERS = "input_ids", "attention_mask", "token_type_ids", "markers"
 INPUTS = (IDS, MASK, TYPES, MARKERS)
 LOGITS, NULL = "logits", "no_answer"
+SHORTEST = 2  # cells of a row: what is 1 is a case of its own to a trace
 
 
 def kind_of(head: Head) -> Kind:
@@ -42,8 +44,15 @@ def kind_of(head: Head) -> Kind:
     return "marked" if isinstance(head, RelationExtraction) else "sequences"
 
 
+@dataclass(frozen=True)
 class Padded(Batch):
-    """A padded batch whose sizes may be symbols of a trace; its pooling sums over the grid instead of scattering."""
+    """A padded batch whose sizes may be symbols of a trace; its pooling sums over the grid instead of scattering.
+
+    Attributes:
+        longest: L.
+    """
+
+    longest: int = 0
 
     @property
     def size(self) -> int:
@@ -55,12 +64,8 @@ class Padded(Batch):
         """(B,): each sequence is a row."""
         return self.index
 
-    def _grid(self, values: Tensor) -> Tensor:
-        return values.view(self.starts.shape[0], -1, *values.shape[1:])
-
-    def first_token(self, hidden_TD: Tensor) -> Tensor:
-        """(B, D): the state of each sequence's first token."""
-        return self._grid(hidden_TD)[:, 0]
+    def _grid(self, values_TD: Tensor) -> Tensor:
+        return values_TD.reshape(self.size, self.longest, values_TD.shape[1])
 
     def mean(self, hidden_TD: Tensor) -> Tensor:
         """(B, D): the mean over each sequence's real tokens."""
@@ -137,6 +142,7 @@ def _batch(given: Mapping[str, Tensor], kind: Kind) -> Padded:
         valid=mask_BL.reshape(-1).bool(),
         words=words,
         rows=count,
+        longest=length,
     )
 
 
@@ -147,7 +153,7 @@ def grids(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
         batch: its tokens.
         inputs: the graph's inputs.
     """
-    longest = int(batch.lengths.max())
+    longest = max(SHORTEST, int(batch.lengths.max()))
     place_BL = torch.arange(longest)
     mask_BL = place_BL < batch.lengths[:, None].cpu()
     cell_BL = (batch.starts[:, None].cpu() + place_BL).where(mask_BL, 0)

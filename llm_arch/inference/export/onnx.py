@@ -59,7 +59,7 @@ class OnnxRuntime(Runtime):
 
         def run(inputs: Inputs) -> list[Tensor]:
             try:
-                found = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
+                found = session.run(list(outputs), {name: value.contiguous().numpy() for name, value in inputs.items()})
             except Exception as error:
                 raise ran(file, error) from error
             return [torch.from_numpy(one) for one in found]
@@ -104,7 +104,9 @@ def _quantize(dense: Path, file: Path, calibration: Sequence[Inputs] | None) -> 
     model = onnx.load(dense)
     add_pre_process_metadata(model)  # or a hint to optimise first is logged, which changes nothing here
     constant = {one.name for one in model.graph.initializer}
-    kept = [node.name for node in model.graph.node if _stays(node, constant)]
+    # A Gemm is split first, and its product has a name of its own.
+    stay = [node.name for node in model.graph.node if _stays(node, constant)]
+    kept = [*stay, *(f"{name}_MatMul" for name in stay)]
     common: dict[str, Any] = {
         "op_types_to_quantize": _QUANTIZED,
         "nodes_to_exclude": kept,

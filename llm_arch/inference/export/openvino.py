@@ -34,7 +34,7 @@ class OpenVino(Runtime):
         with tempfile.TemporaryDirectory() as temporary:
             dense = Path(temporary) / onnx.FILE
             onnx.write_fp32(graph, dense)
-            model = openvino.convert_model(dense)
+            model = openvino.Core().read_model(dense)  # `convert_model` does the same, and tells its makers of it
             if precision == "int8":
                 _quantize(model)
             openvino.save_model(model, folder / FILE, compress_to_fp16=precision == "half")
@@ -56,7 +56,7 @@ class OpenVino(Runtime):
 
         def run(inputs: Inputs) -> list[Tensor]:
             try:
-                found = request.infer({name: value.numpy() for name, value in inputs.items()})
+                found = request.infer({name: value.contiguous().numpy() for name, value in inputs.items()})
             except Exception as error:
                 raise ran(file, error) from error
             return [torch.from_numpy(np.array(found[place], dtype=np.float32)) for place in places]

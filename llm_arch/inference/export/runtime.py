@@ -85,10 +85,8 @@ def need(*names: str) -> list[ModuleType]:
     try:
         return [import_module(name) for name in names]
     except ImportError as error:
-        package = names[0].partition(".")[0]
-        raise UserError(
-            f"this needs {error.name or package}; install it with: pip install 'llm_arch[export]'"
-        ) from error
+        missing = error.name or names[0]
+        raise UserError(f"this needs {missing}; install it with: pip install 'llm_arch[export]'") from error
 
 
 def ran(file: Path, error: Exception) -> UserError:

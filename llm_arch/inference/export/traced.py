@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from llm_arch.backbones.recurrent import RecurrentEncoder
-from llm_arch.inference.export.graph import MARKERS, MASK, Graph
+from llm_arch.inference.export.graph import IDS, MARKERS, MASK, TYPES, Graph
 from llm_arch.types import UserError
 
 # More than one of each, and of different sizes: what is 1 or equal in the example would stay so.
@@ -23,12 +23,10 @@ def example(graph: Graph) -> dict[str, Tensor]:
     """Inputs that a graph is traced with: two sequences, one of them shorter."""
     place_L = torch.arange(_LENGTH)
     ids_BL = (place_L % 3).expand(_SEQUENCES, -1).contiguous()
-    found = {
-        name: torch.zeros_like(ids_BL) if name != MARKERS else torch.tensor([[1, 3, 4, 6]] * 2) for name in graph.inputs
-    }
-    found["input_ids"] = ids_BL
-    found[MASK] = (place_L < torch.tensor([[_LENGTH], [_LENGTH - 2]])).long()
-    return found
+    mask_BL = (place_L < torch.tensor([[_LENGTH], [_LENGTH - 2]])).long()
+    markers_B4 = torch.tensor([[1, 3, 4, 6]] * _SEQUENCES)
+    every = {IDS: ids_BL, MASK: mask_BL, TYPES: torch.zeros_like(ids_BL), MARKERS: markers_B4}
+    return {name: every[name] for name in graph.inputs}
 
 
 def program(graph: Graph) -> ExportedProgram:
