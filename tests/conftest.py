@@ -16,6 +16,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     WANDB_MODE="offline",
     WANDB_SILENT="true",
+    WANDB_DISABLE_JOB_CREATION="true",  # which takes seconds of imports
     JSONARGPARSE_DEPRECATION_WARNINGS="off",
 )
 

@@ -24,7 +24,6 @@ from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.callbacks.structured_pruning import StructuredPruning
 from llm_arch.cli.main import main
 from llm_arch.compression.gates import Gates
-from llm_arch.compression.latency import LatencyTable
 from llm_arch.compression.macs import macs_per_token
 from llm_arch.compression.magnitude import Magnitude
 from llm_arch.compression.prices import Prices
@@ -503,12 +502,11 @@ def test_fit_killed_and_resumed(files, tmp_path, monkeypatch):
 # A target in time
 
 
+@pytest.mark.usefixtures("rough_latency")
 def test_a_target_in_time(run, tmp_path, monkeypatch):
     """By a table of this machine, which is measured roughly here."""
     monkeypatch.setenv("LLM_ARCH_CACHE", str(tmp_path / "cache"))
-    found = run(StructuredPruning("1.02x", rows=3, losses="importance", multiple=1), max_steps=1)
-    LatencyTable.cached(found.task.backbone, seconds=0.1)
-    found.fit()
+    found = run(StructuredPruning("1.02x", rows=3, losses="importance", multiple=1), max_steps=1).fit()
     assert found.task.records["pruning"]["target"] == "1.02x"
     promised = found.task.records["pruning"]["promised"]
     assert promised["unit"] == "latency"
