@@ -109,11 +109,15 @@ def small_library(monkeypatch: pytest.MonkeyPatch, _small_cache: Path) -> None:
 
 
 @pytest.fixture
-def rough_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What layers cost is measured in a moment, where only a rough number is needed."""
+def rough_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What layers and rows cost is measured in a moment, where only a rough number is needed."""
     from llm_arch.callbacks import pruning_prices
+    from llm_arch.cli import compression_times
     from llm_arch.compression import latency, stacks
 
+    in_turns = partial(compression_times.milliseconds_a_row, seconds=0.05)
+    monkeypatch.setattr(compression_times, "milliseconds_a_row", in_turns)
+    monkeypatch.setattr(compression_times, "_ROWS", 4)
     monkeypatch.setattr(latency.LatencyTable, "measure", partial(latency.LatencyTable.measure, seconds=0.1))
     monkeypatch.setattr(pruning_prices, "seconds_besides", partial(latency.seconds_besides, seconds=0.1))
     monkeypatch.setattr(latency, "FEWEST_TURNS", 1)

@@ -102,7 +102,7 @@ def test_pretraining_on_the_embedded_corpus(
     assert main(["fit", "-c", "task/text_classification", *FEW, *more, "--model.backbone", "out/model"]) == 0
 
 
-@pytest.mark.usefixtures("rough_latency")
+@pytest.mark.usefixtures("rough_times")
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_overlay_on_a_task(works: Callable[..., None], name: str) -> None:
     few = ["--trainer.callbacks.rows", "16"] if name in LOOKING_AT_ROWS else []

@@ -48,8 +48,11 @@ def test_named_files_exist() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.usefixtures("rough_times")
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    # Takes a process for each model; cli/test_benchmark_cli.py has it.
+    monkeypatch.setattr("llm_arch.evaluation.benchmark.memory.peak_memory", lambda *arguments: 10**6)
     for name in ("reviews.csv", "more_reviews.csv"):
         lines = [f'"it was {word}, number {i}",{stars}' for i in range(10) for word, stars in (("good", 5), ("bad", 1))]
         Path(name).write_text("\n".join(["review,stars", *lines]) + "\n", encoding="utf-8")
@@ -78,7 +81,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         if arguments[0] == "export":  # of a model that has learnt nothing, labels change at a breath
             few = ["--agreement", "0"]
         if arguments[0] == "benchmark":
-            few = ["--seconds", "0.1"]
+            few = ["--seconds", "0.1", "--lengths", "8", "16"]
         assert main([*arguments, *few]) == 0, line
     printed = capsys.readouterr().out
     assert '"label"' in printed

@@ -460,6 +460,7 @@ class Die(L.Callback):
             raise RuntimeError("it broke")
 
 
+@pytest.mark.usefixtures("rough_times")
 def test_fit_killed_and_resumed(files, tmp_path, monkeypatch):
     import sys
 
@@ -502,7 +503,7 @@ def test_fit_killed_and_resumed(files, tmp_path, monkeypatch):
 # A target in time
 
 
-@pytest.mark.usefixtures("rough_latency")
+@pytest.mark.usefixtures("rough_times")
 def test_a_target_in_time(run, tmp_path, monkeypatch):
     """By a table of this machine, which is measured roughly here."""
     monkeypatch.setenv("LLM_ARCH_CACHE", str(tmp_path / "cache"))

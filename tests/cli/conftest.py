@@ -69,7 +69,7 @@ def _fit(here: Path) -> Callable[..., Done]:
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _as_before(rough_times: None) -> Iterator[None]:
     """A run quiets loggers and lets modules lie in the working directory."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     levels, path = {name: logging.getLogger(name).level for name in names}, list(sys.path)
