@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import random
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
 
 from benchmarks.evaluation_data import Row, data_root, load, write_jsonl
 from benchmarks.finetune import WARM_UP_ROWS, LoopClock
-from benchmarks.measure import interleave, mean_std, median_ratio, native_bf16, write_results
+from benchmarks.measure import RESULTS, interleave, mean_std, median_ratio, native_bf16, write_results
 from benchmarks.peer_tasks import PeerTask, Rows
 from benchmarks.peer_trainer import minilm_directory, train_trainer
 from llm_arch import Task, Trainer
@@ -217,16 +218,27 @@ def quality_run(who: str, root: str, seed: int, epochs: float) -> dict[str, Any]
 
 def quality(options: argparse.Namespace, root: Path) -> None:
     """Both over all seeds, written after every run."""
-    runs: list[dict[str, Any]] = []
+    epochs = {"ours": options.epochs, "stock": options.stock_epochs}
+    runs = kept(epochs) if options.go_on else []
+    known = {(run["who"], run["seed"]) for run in runs}
     rows = load("subjqa", root)["test"]
     silence = numbers(measured([""] * len(rows), [1.0] * len(rows), rows, 0.0))
-    epochs = {"ours": options.epochs, "stock": options.stock_epochs}
-    jobs = [(who, str(root), seed, epochs[who]) for seed in options.seeds for who in options.who]
+    wanted = [(who, seed) for seed in options.seeds for who in options.who if (who, seed) not in known]
+    jobs = [(who, str(root), seed, epochs[who]) for who, seed in wanted]
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for done in as_completed([pool.submit(quality_run, *job) for job in jobs]):
             runs.append(done.result())
             print(runs[-1], flush=True)
             write_quality(runs, silence, options)
+
+
+def kept(epochs: dict[str, float]) -> list[dict[str, Any]]:
+    """The runs of the results file, with its epochs."""
+    written = RESULTS / "understanding_qa_quality.json"
+    found: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))["results"] if written.exists() else {}
+    if found and (found["epochs"], found["stock_epochs"]) != (epochs["ours"], epochs["stock"]):
+        sys.exit(f"{written} has runs of other numbers of epochs: leave --go-on out to begin anew")
+    return list(found.get("runs", ()))
 
 
 def write_quality(runs: list[dict[str, Any]], silence: dict[str, float], options: argparse.Namespace) -> None:
@@ -347,6 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--who", nargs="+", choices=("ours", "stock"), default=["ours", "stock"], help="quality: whose")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--stock-epochs", type=float, default=1.5, help="quality: epochs of the stock Trainer")
+    parser.add_argument("--go-on", action="store_true", help="quality: keep the runs of the results file, add the rest")
     parser.add_argument("--processes", type=int, default=2, help="quality runs at a time, one thread each")
     parser.add_argument("--rows", type=int, default=400, help="questions to time")
     parser.add_argument("--repeats", type=int, default=3)
