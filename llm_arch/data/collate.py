@@ -84,6 +84,16 @@ def flat_batch(
 def _placed(values: dict[str, Numbers], lengths_B: Numbers, layout: str) -> tuple[dict[str, Any], Numbers]:
     """The fields of a batch that tell its layout, with those of its tokens, and (T,) where each token lies in it."""
     tokens = int(lengths_B.sum())
+    if len(lengths_B) == 1:  # either layout; quick, as a single request waits for it
+        place_T = torch.arange(tokens)
+        fields = {
+            "position_ids": place_T,
+            "segments": torch.zeros_like(place_T),
+            "starts": torch.zeros(1, dtype=torch.long),
+        }
+        fields |= {name: torch.from_numpy(value) for name, value in values.items()}
+        valid_T = torch.ones(tokens, dtype=torch.bool) if layout == "padded" else None
+        return fields | {"lengths": torch.from_numpy(lengths_B), "valid": valid_T}, place_T.numpy()
     starts_B = np.cumsum(lengths_B) - lengths_B
     segments_T = np.repeat(np.arange(len(lengths_B)), lengths_B)
     positions_T = np.arange(tokens) - np.repeat(starts_B, lengths_B)

@@ -17,7 +17,7 @@ from llm_arch.corpus.surfaces import size
 from llm_arch.data.reading import encoded_rows, note_bad_row
 from llm_arch.data.sources import Row, Source
 from llm_arch.data.store import key_of, stored
-from llm_arch.data.tokenizers import fingerprint, load_tokenizer
+from llm_arch.data.tokenizers import fingerprint, load_tokenizer, token_ids
 from llm_arch.types import Configured, LabelSpace, Prediction, UserError
 
 # Raise when the meaning of stored rows changes: older caches are then made anew.
@@ -180,14 +180,9 @@ class RowFormat(Configured, ABC):
             `input_ids`; a column `fault` may say why, as the end of a sentence.
         """
         pairs = [self.texts(values) for values in rows]
-        first, second = [a for a, _ in pairs], [b for _, b in pairs]
-        paired = bool(second) and second[0] is not None
-        encoded = self.tokenizer(
-            first, second if paired else None, truncation=True, max_length=self.max_length, return_attention_mask=False
-        )
-        types = encoded.get("token_type_ids") if paired else None
-        cut = sum(bool(e.overflowing) for e in encoded.encodings)
-        return {"input_ids": encoded["input_ids"], "token_type_ids": types or [None] * len(pairs)}, {"truncated": cut}
+        seconds = [b for _, b in pairs if b is not None]
+        ids, types, cut = token_ids(self.tokenizer, [a for a, _ in pairs], seconds or None, self.max_length)
+        return {"input_ids": ids, "token_type_ids": types or [None] * len(pairs)}, {"truncated": sum(cut)}
 
     def load_source(self, source_name: str, labelled: bool = True) -> tuple[Any, dict[str, Any]]:
         """Rows of one source, memory-mapped, and facts about them; read and tokenized when they are not kept yet.

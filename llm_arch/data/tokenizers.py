@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,32 @@ def load_tokenizer(name: str) -> Any:
     # Sequences are cut at max_length by us, with a count; the tokenizer's own warning would repeat it a row.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
+
+
+def token_ids(
+    tokenizer: Any, texts: Sequence[str], seconds: Sequence[str] | None, max_length: int
+) -> tuple[list[list[int]], list[list[int]] | None, list[bool]]:
+    """Token ids of texts or of pairs, special tokens included.
+
+    As calling the tokenizer does, on all cores, without what a call of transformers makes of it besides: a single
+    short text takes half the time.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        texts: the texts.
+        seconds: the second text of each pair, or None.
+        max_length: tokens at most; of pairs the longer text is cut.
+
+    Returns:
+        Ids of each; token types of each, or None without pairs or where the tokenizer has none; whether each was cut.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    backend.no_padding()
+    found = backend.encode_batch_fast(list(texts) if seconds is None else list(zip(texts, seconds, strict=True)))
+    typed = seconds is not None and "token_type_ids" in tokenizer.model_input_names
+    types = [one.type_ids for one in found] if typed else None
+    return [one.ids for one in found], types, [bool(one.overflowing) for one in found]
 
 
 def fingerprint(tokenizer: Any) -> str:

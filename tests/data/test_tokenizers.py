@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import transformers
 
-from llm_arch.data.tokenizers import fingerprint, load_tokenizer
+from llm_arch.data.tokenizers import fingerprint, load_tokenizer, token_ids
 from llm_arch.types import UserError
 
 
@@ -94,3 +94,21 @@ def test_a_folder_with_only_a_config_holds_no_tokenizer(kind: str, tmp_path: Pat
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}', encoding="utf-8")
     with pytest.raises(UserError, match=r"the directory holds no tokenizer \(tokenizer.json\)"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_token_ids_are_those_of_transformers(tokenizer: str, side: str, paired: bool) -> None:
+    loaded = load_tokenizer(tokenizer)
+    loaded.truncation_side = side
+    first = ["turn on the light", "", "what time is it in the kitchen, and is it warm?", "off"]
+    second = ["now", "a second text that is by far the longer one", "", "😀"] if paired else None
+    for longest in (6, 9, 50):
+        wanted = loaded(first, second, truncation=True, max_length=longest)
+        loaded(first, padding="max_length", max_length=30)  # what an earlier call asked for counts no longer
+        ids, types, cut = token_ids(loaded, first, second, longest)
+        assert ids == wanted["input_ids"]
+        assert types == (wanted["token_type_ids"] if paired else None)
+        whole = loaded(first, second)["input_ids"]
+        assert cut == [len(one) > longest for one in whole]
+        assert any(cut) == (longest < 50)

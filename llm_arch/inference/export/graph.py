@@ -153,6 +153,8 @@ def grids(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
         batch: its tokens.
         inputs: the graph's inputs.
     """
+    if batch.size == 1 and batch.valid is None and len(batch.input_ids) >= SHORTEST:  # the usual request, quickly
+        return _one(batch, inputs)
     longest = max(SHORTEST, int(batch.lengths.max()))
     place_BL = torch.arange(longest)
     mask_BL = place_BL < batch.lengths[:, None].cpu()
@@ -168,6 +170,19 @@ def grids(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
     if MARKERS in inputs:
         assert batch.words is not None
         found[MARKERS] = batch.words.token.cpu().view(-1, 4) - batch.starts[:, None].cpu()
+    return found
+
+
+def _one(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
+    """The same of one flat sequence."""
+    ids_1L = batch.input_ids[None].cpu()
+    found = {IDS: ids_1L, MASK: torch.ones_like(ids_1L)}
+    if TYPES in inputs:
+        types_T = batch.token_type_ids
+        found[TYPES] = torch.zeros_like(ids_1L) if types_T is None else types_T[None].cpu()
+    if MARKERS in inputs:
+        assert batch.words is not None
+        found[MARKERS] = batch.words.token.cpu().view(-1, 4)
     return found
 
 
