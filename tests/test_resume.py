@@ -6,6 +6,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from llm_arch.adamw import RowAdamW
 from llm_arch.callbacks.checkpoint import Checkpoint
@@ -219,6 +220,27 @@ def test_interrupted_with_a_worker(run, tmp_path):
     checkpoint = tmp_path / "5.ckpt"
     run(SaveAndDie(5, checkpoint), **options).die()
     assert_same(run(**options).fit(checkpoint), straight)
+
+
+def test_interrupted_with_averaged_weights(run, steps, tmp_path):
+    """Lightning's callback; what is validated, kept as best and saved in the end are the averages."""
+    ema = partial(EMAWeightAveraging, decay=0.8)
+    epoch = steps(1)
+    plain, straight = run().fit(), run(ema()).fit()
+    places = (1, epoch, epoch + 2)
+    run(ema(), Save(places, tmp_path)).fit()
+    for step in places:
+        assert_same(run(ema()).fit(tmp_path / f"{step}.ckpt"), straight)
+    assert straight.followed.losses == plain.followed.losses
+    # By hand, from the weights after each step.
+    kept = run(Save(range(1, EPOCHS * epoch + 1), tmp_path))
+    kept.fit()
+    average = None
+    for step in range(1, EPOCHS * epoch + 1):
+        state = torch.load(tmp_path / f"{step}.ckpt", weights_only=True)["state_dict"]
+        weights = state["head.classify.weight"].double()
+        average = weights if average is None else 0.8 * average + 0.2 * weights
+    torch.testing.assert_close(straight.task.head.classify.weight.double(), average, atol=1e-6, rtol=0)
 
 
 def test_interrupted_with_frozen_layers(run, tmp_path):
