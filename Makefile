@@ -1,7 +1,7 @@
 # make install   a virtual environment with everything
 # make demo      train on embedded smart-home commands, before/after table, two predictions
 # make demo-pretrain   from raw text: tokenizer, store, language model, generated text, a fine-tune from the result
-# make demo-compress   the model of `make demo` pruned in two ways; size, speed and accuracy side by side
+# make demo-compress   the model of `make demo` pruned, in int8, and both at once; size, speed and accuracy side by side
 # make test      lint, types, tests
 
 PYTHON ?= python3
@@ -39,10 +39,14 @@ demo-compress: install
 	test -d $(OUTPUT)/model || $(BIN)/llm-arch fit -c task/text_classification --output $(OUTPUT) --overwrite
 	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/retraining_free --data smart_home \
 		--output $(COMPRESS)/retraining_free --overwrite
-	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/structured --recipe compress/self_distillation \
-		--data smart_home --output $(COMPRESS)/structured --overwrite
-	$(BIN)/llm-arch benchmark --model $(OUTPUT) --against $(COMPRESS)/retraining_free $(COMPRESS)/structured \
-		--data smart_home:test --lengths 16 64 --seconds 5 --output $(COMPRESS)/benchmark
+	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/joint --data smart_home \
+		--trainer.max_epochs 6 --output $(COMPRESS)/joint --overwrite
+	$(BIN)/llm-arch export --model $(OUTPUT) --to onnx --int8 --data smart_home:test --output $(COMPRESS)/int8
+	$(BIN)/llm-arch export --model $(COMPRESS)/joint --to onnx --int8 --data smart_home:test \
+		--output $(COMPRESS)/joint_int8
+	$(BIN)/llm-arch benchmark --model $(OUTPUT) --against $(COMPRESS)/retraining_free $(COMPRESS)/int8 \
+		$(COMPRESS)/joint $(COMPRESS)/joint_int8 --data smart_home:test --lengths 16 64 --seconds 5 \
+		--output $(COMPRESS)/benchmark
 
 test: lint types pytest
 

@@ -21,6 +21,7 @@ from torchmetrics import MeanMetric, Metric
 
 from llm_arch.adamw import RowAdamW
 from llm_arch.backbones.load import backbone_from
+from llm_arch.fewer_layers import keep_layers as keep_layers_of
 from llm_arch.freezing import Freeze, freeze_backbone
 from llm_arch.gradients import clip_gradients, clip_values, gradient_norm, scale_gradients
 from llm_arch.optim import make_embeddings_sparse, parameter_groups
@@ -68,6 +69,8 @@ class Task(L.LightningModule):
         pooling: how heads make one vector of a sequence; None for the backbone's own (mean for encoders, last token
             for decoders).
         vocabulary: tokens of the data's tokenizer, for which the backbone makes room; comes from the data.
+        keep_layers: begin with some of a transformer's layers alone: how many, spread evenly and the last among them,
+            or which, counted from 0; None for all.
 
     Attributes:
         records: what callbacks have to say of the model, JSON-able, by name; kept in its directory under `records`.
@@ -92,6 +95,7 @@ class Task(L.LightningModule):
         dropout: float | None = None,
         pooling: Pooling | None = None,
         vocabulary: int | None = None,
+        keep_layers: int | list[int] | None = None,
     ) -> None:
         super().__init__()
         if optimizer is not None and not (learning_rate is None and weight_decay is None):
@@ -102,6 +106,8 @@ class Task(L.LightningModule):
         self.backbone = backbone_from(backbone) if isinstance(backbone, str) else backbone
         if vocabulary is not None:
             self.backbone.grow(vocabulary)
+        if keep_layers is not None:
+            keep_layers_of(self.backbone, keep_layers)
         if dropout is not None:
             if not hasattr(self.backbone, "set_dropout"):
                 raise UserError(f"{type(self.backbone).__name__} has no model.dropout; set its own argument")
@@ -180,6 +186,9 @@ class Task(L.LightningModule):
         if stage == "fit":
             for term in self.loss_terms:
                 term.begin(self.backbone, self.head)
+                term.prepare(self.trainer)
+            # What terms learn along is trained and kept in checkpoints as the model is, and not saved with it.
+            self.terms = nn.ModuleList(term for term in self.loss_terms if isinstance(term, nn.Module))
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, WritesTexts):
             data.suit(self.backbone)

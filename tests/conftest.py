@@ -47,6 +47,7 @@ SLOW = (
     "test_configs.py",
     "test_ddp.py",
     "test_readme.py",
+    "callbacks/test_preemption.py",
     "callbacks/test_structured_pruning.py",
     "callbacks/test_learned_pruning.py",
     "cli/test_fit_cli.py",

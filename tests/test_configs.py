@@ -21,10 +21,11 @@ TASKS = [name for name in NAMES if name.startswith("task/")]
 # Of these the rows are made of Python's library.
 OF_LIBRARY = {"task/code_generation", "task/summarization"}
 # Need what a test machine lacks, or are run elsewhere: two processes in test_ddp, wandb in cli/test_fit_cli, SLURM in
-# test_hardware, what needs a trained model in cli/test_compress_cli.
+# test_hardware, what needs a trained model in cli/test_compress_cli and cli/test_distil_cli.
 ELSEWHERE = {
     *(f"hardware/{name}" for name in ("ddp", "deepspeed", "fsdp", "gpu", "slurm")),
     "logger/wandb",
+    "compress/distillation",
     "compress/self_distillation",
 }
 PRETRAINING = [name for name in NAMES if name.startswith("pretrain/")]

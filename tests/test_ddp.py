@@ -25,6 +25,7 @@ import lightning as L
 import torch
 from torch.optim import SGD
 
+from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.callbacks.guard import Guard
 from llm_arch.callbacks.learned_pruning import LearnedPruning
 from llm_arch.callbacks.preemption import Preempted
@@ -37,6 +38,8 @@ from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.inference.directory import save
 from llm_arch.inference.predictor import predict
+from llm_arch.inference.teacher import Teacher
+from llm_arch.losses.distillation import Distillation
 from llm_arch.schedules import Constant
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
@@ -234,6 +237,20 @@ def quantized(folder, tokenizer, **options):
     return {**found, "records": task.records}
 
 
+def distilled(folder, tokenizer, **options):
+    """A narrower student learns from a saved model, whose answers one rank keeps for both."""
+    config = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 16, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 128}
+    term = Distillation(teacher=Teacher(str(folder / "ddp_model")))
+
+    def student(name, *arguments, **given):
+        return Task(Pretrained(config=config), *arguments, loss_terms=[term], **given)
+
+    options = {"default_root_dir": str(folder / "distilled"), "enable_checkpointing": False, **options}
+    found = fit(folder, tokenizer, kind=student, steps=8, **options)[3]
+    return {**found, "kept": term.teacher.kept is not None}
+
+
 if __name__ == "__main__":
     folder, tokenizer = Path(sys.argv[1]), sys.argv[2]
     found = run(folder, tokenizer, strategy="ddp", devices=2)
@@ -249,6 +266,7 @@ if __name__ == "__main__":
     for name in ("movement", "wanda"):
         found[name] = zeroed(folder, tokenizer, name, **options)
     found["quantized"] = quantized(folder, tokenizer, **options)
+    found["distilled"] = distilled(folder, tokenizer, **options)
     # A run of one process goes on with two: refused with the reason.
     try:
         fit(folder, tokenizer, checkpoint=folder / "single.ckpt", strategy="ddp", devices=2)
@@ -486,3 +504,16 @@ def test_training_for_int8_is_the_same(ranks, folder, tokenizer, module):
         assert other_rows == rows
         assert other == pytest.approx(loss, abs=1e-5)
     assert distance(single["fitted"], single["start"]) > 1e-3
+
+
+def test_two_ranks_learn_from_a_teacher_as_one(ranks, folder, tokenizer, module):
+    found = [rank["distilled"] for rank in ranks]
+    single = module.distilled(folder, tokenizer, devices=1, accumulate_grad_batches=2)
+    assert all(one["kept"] for one in (*found, single))
+    assert "terms.0.project.weight" in single["fitted"]
+    assert distance(found[1]["fitted"], found[0]["fitted"]) == 0
+    assert distance(found[0]["fitted"], single["fitted"]) < 1e-5
+    for place, (loss, rows) in enumerate(single["losses"]):
+        other, other_rows = found[place % 2]["losses"][place // 2]
+        assert other_rows == rows
+        assert other == pytest.approx(loss, abs=1e-5)

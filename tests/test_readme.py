@@ -76,10 +76,12 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
             few = FEW[2:]
             if "compress/structured" in line:  # of a tiny model nearly all time is spent outside of what can go
                 few = [*few, "--trainer.callbacks.target", "2x macs"]
+            if "keep_layers" in line:  # a tiny model has two
+                few = [*few, "--model.keep_layers", "1"]
             if "compress/learned" in line:  # needs some steps to learn in
                 few = [*few, "--trainer.max_epochs", "3"]
         if arguments[0] == "export":  # of a model that has learnt nothing, labels change at a breath
-            few = ["--agreement", "0"]
+            few = ["--agreement", "0", *(["--seconds", "0.1"] if "fastest" in line else [])]
         if arguments[0] == "benchmark":
             few = ["--seconds", "0.1", "--lengths", "8", "16"]
         assert main([*arguments, *few]) == 0, line

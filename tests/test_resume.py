@@ -298,6 +298,33 @@ def test_resumed_from_the_last_checkpoint(run, tmp_path):
     assert torch.load(best, weights_only=True)["global_step"] % 7 == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 4}], ids=["at epoch ends", "within epochs"])
+def test_best_and_last_of_one_moment_are_one_file(options, run, tmp_path, monkeypatch):
+    saved, moments = [], []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            folder = tmp_path / "run" / "checkpoints"
+            last = folder / "last.ckpt"
+            if last.exists():
+                best = trainer.checkpoint_callback.best_model_path
+                moments.append(last.samefile(best))
+                same = [torch.load(path, weights_only=True)["global_step"] for path in (best, last)]
+                assert moments[-1] == (same[0] == same[1])
+
+    real = Trainer.save_checkpoint
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda *a, **k: (saved.append(str(a[1])), real(*a, **k))[1])
+    straight = run(*callbacks(), Look(), **options).fit()
+    linked = len(saved)
+    assert {True, False} == set(moments) if options else True in moments
+    resumed = run(*callbacks(), **options).fit(tmp_path / "run" / "checkpoints" / "previous.ckpt")
+    assert_same(resumed, straight)
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    copied = run(*callbacks(), folder="copied", **options).fit()
+    assert len([name for name in saved if "copied" in name]) > linked
+    assert_same(copied, straight)
+
+
 def test_checkpoints_within_epochs_are_whole_steps(run, tmp_path):
     """A validation that falls between the micro-batches of a step waits for the step to end."""
     options = {"accumulation": 2, "val_check_interval": 3}

@@ -48,6 +48,7 @@ class Checkpoint(ModelCheckpoint):
         self._top_k = save_top_k
         self.every_minutes = every_minutes
         self._kept = 0.0
+        self._best_of_now: Path | None = None  # what was written within the hook that is running
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Ask the head what to follow, and the trainer where to write."""
@@ -64,6 +65,7 @@ class Checkpoint(ModelCheckpoint):
                 save_top_k=self._top_k if validates(trainer) else 0,
                 enable_version_counter=False,
             )
+            self.last_model_path = str(Path(str(self.dirpath)) / LAST)  # part of the state
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -89,29 +91,35 @@ class Checkpoint(ModelCheckpoint):
         """Keep the best, once the model has its final shape; within an epoch the last too."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not step_has_ended(trainer):
             return
+        self._best_of_now = None
         if not getattr(pl_module, "changing", False):
             super().on_validation_end(trainer, pl_module)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self.keep_last(trainer)
+            self.keep_last(trainer, self._best_of_now)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last, validated or not."""
+        self._best_of_now = None
         # An epoch that max_steps cut short before any validation has nothing to compare.
         seen = any(name.startswith("val/") for name in trainer.callback_metrics) or not validates(trainer)
         if seen and not getattr(pl_module, "changing", False):
             super().on_train_epoch_end(trainer, pl_module)
         if step_has_ended(trainer):
-            self.keep_last(trainer)
+            self.keep_last(trainer, self._best_of_now)
 
-    def keep_last(self, trainer: L.Trainer) -> None:
-        """Write the state of this moment, which must be the end of a step, as the last one."""
+    def keep_last(self, trainer: L.Trainer, same: Path | None = None) -> None:
+        """Write the state of this moment, which must be the end of a step, as the last one.
+
+        Args:
+            trainer: the trainer.
+            same: a file that holds it already, which then has two names.
+        """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(str(self.dirpath))
-        last = folder / LAST
-        self.last_model_path = str(last)  # before saving, since it is part of the state
-        coming = folder / _NEXT
-        trainer.save_checkpoint(coming)
+        last, coming = folder / LAST, folder / _NEXT
+        if not self._linked(trainer, same, coming):
+            trainer.save_checkpoint(coming)
         if trainer.is_global_zero:
             # Whenever the process is killed, two whole ones lie here under names that `--resume auto` looks for.
             if last.exists():
@@ -119,6 +127,22 @@ class Checkpoint(ModelCheckpoint):
             os.replace(coming, last)
             sync_folder(folder)
         self._kept = time.monotonic()
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._best_of_now = Path(filepath)
+
+    def _linked(self, trainer: L.Trainer, same: Path | None, coming: Path) -> bool:
+        if same is None:
+            return False
+        linked = True
+        if trainer.is_global_zero:
+            try:
+                coming.unlink(missing_ok=True)
+                os.link(same, coming)
+            except OSError:  # a folder, as some strategies write, or a file system that knows no such links
+                linked = False
+        return bool(trainer.strategy.broadcast(linked)) if trainer.world_size > 1 else linked
 
 
 def step_has_ended(trainer: L.Trainer) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +66,13 @@ def run(arguments: list[str]) -> None:
 
     quiet()
     from llm_arch.cli import output, report
+    from llm_arch.cli.progress import progress
     from llm_arch.evaluation.benchmark import benchmark, plot
 
     if options.folder and options.data:
         plot.need_matplotlib()
     console = report.console()
-    with _bar() as advance:
+    with progress() as advance:
         found = benchmark(
             models,
             data=options.data,
@@ -181,23 +181,3 @@ def _fill(of: Table, found: Sequence[Measured], columns: dict[str, Callable[[Mea
         of.add_column(name, justify="right")
     for one in found:
         of.add_row(one.name, *(shown(one) for shown in columns.values()))
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar where a terminal is watching."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    # It moves only between measurements: a thread of its own would count as the models' time.
-    with Progress(
-        *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
-    ) as shown:
-        task = shown.add_task("", total=1.0)
-
-        def advance(what: str, share: float) -> None:
-            shown.update(task, description=what, completed=share, refresh=True)
-
-        yield advance

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_arch.cli import fastest
 from llm_arch.cli.options import model_parser, parse
 from llm_arch.types import UserError
 
@@ -27,7 +28,11 @@ def _parser() -> argparse.ArgumentParser:
         "before it is kept.",
     )
     parser.add_argument(
-        "--to", required=True, choices=("onnx", "openvino", "torch"), help="ONNX Runtime, OpenVINO, or torch.export"
+        "--to",
+        required=True,
+        choices=("onnx", "openvino", "torch", "fastest"),
+        help="ONNX Runtime, OpenVINO, torch.export, or what is fastest on this machine at the rows of --data and keeps "
+        "the quality: all of the first two in every precision, and the model as it is, are made and measured",
     )
     parser.add_argument(
         "--int8",
@@ -51,8 +56,20 @@ def _parser() -> argparse.ArgumentParser:
         "--agreement",
         type=float,
         metavar="SHARE",
-        help="of these rows that must be predicted as before, with --int8 or --half (0.9)",
+        help="of these rows that must be predicted as before, with --int8 or --half (0.9), or fastest (0.98)",
     )
+    parser.add_argument(
+        "--points",
+        type=float,
+        metavar="P",
+        help="with --to fastest and labels: hundredths that the head's metric may lose, percent that it may gain where "
+        "less is better (1)",
+    )
+    parser.add_argument(
+        "--runtimes", nargs="+", metavar="NAME", help="with --to fastest: which of onnx and openvino are tried (both)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="with --to fastest: threads of each way (1)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="with --to fastest: of timing, for each way (3)")
     parser.set_defaults(output=None)  # that `parse` looks at; it names a file elsewhere
     return parser
 
@@ -60,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> None:
     """Run `llm-arch export`."""
     options = parse(_parser(), arguments)
+    if options.to == "fastest":
+        fastest.run(options)
+        return
+    for name in fastest.OWN:
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} is for --to fastest; leave it out")
     precision = _precision(options)
     if options.agreement is not None and precision == "fp32":
         raise UserError("--agreement is for --int8 and --half; in fp32 logits must be the same")

@@ -19,6 +19,7 @@ run
   --resume auto|PATH             go on from DIR's last checkpoint (or start fresh), or from PATH
   --before true|false            measure before training too (default: true)
   --start DIR                    begin with this model's labels and its head's weights too
+  --teacher DIR                  learn from this model too (-c compress/distillation), with its labels
   --seed_everything N            seed of order, dropout and new weights (default: 0)
   --print_config                 print the whole configuration and stop
 
@@ -29,6 +30,7 @@ data
                                  two parallel files, as A.en,A.de
   --data.validation FILE         otherwise cut off the training rows
   --data.test FILE               otherwise the validation rows are measured
+  --data.transfer FILE           more training rows, as a teacher labelled them
   --data.text_column NAME        column of the text (default: text)
   --data.text_pair_column NAME   column of the second text, for pairs
   --data.label_column NAME       column of the label (default: label)
@@ -46,6 +48,7 @@ model
   --model.freeze WHAT            none, backbone, embeddings, or a number of layers (default: none)
   --model.dropout P              dropout everywhere in the backbone
   --model.pooling KIND           first, last, mean or max
+  --model.keep_layers N          begin with so many of its layers, or with those of a list, as [0,2,4]
   --model.learning_rate X        of the default AdamW
   --model.optimizer CLASS        another optimizer, such as SGD or llm_arch.optim.Muon; then
                                  --model.optimizer.lr and so on
@@ -71,9 +74,20 @@ def run(arguments: list[str]) -> None:
         print(HELP.format(configs="\n".join(f"  -c {name}" for name in configs.names())))
         return
     cli, names = fit_command.read(arguments)
+    from llm_arch.cli.fit_first import FOLDER, fine_tune_first
     from llm_arch.cli.fit_run import FitRun
 
     given = cli.config
     where = output.choose(given.output, names[0] if names else "fit")
+    fine_tune_first(cli, where)
+    besides = [FOLDER] if given.start == str(where / FOLDER) else []
     recipe = [name for name in names if Path(name).parent.name == "compress"]
-    FitRun(cli, where, overwrite=given.overwrite, resume=given.resume, before=given.before, recipe=recipe).run()
+    FitRun(
+        cli,
+        where,
+        overwrite=given.overwrite,
+        resume=given.resume,
+        before=given.before,
+        recipe=recipe,
+        besides=besides,
+    ).run()

@@ -19,6 +19,7 @@ import llm_arch.data
 import llm_arch.heads
 from llm_arch.cli.explain_error import constructor_error, explain, parameters_of
 from llm_arch.cli.fit_start import labels_of, take_head
+from llm_arch.cli.fit_teacher import hand_teacher
 from llm_arch.data.module import DataModule
 from llm_arch.schedules import Schedule
 from llm_arch.task import Task
@@ -35,7 +36,18 @@ _KINDS: dict[str, type] = {
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
-_OWN = ("output", "overwrite", "resume", "before", "start", "seed_everything", "config", "print_config")
+_OWN = (
+    "output",
+    "overwrite",
+    "resume",
+    "before",
+    "start",
+    "teacher",
+    "fine_tune_first",
+    "seed_everything",
+    "config",
+    "print_config",
+)
 
 
 def _shipped(package: ModuleType, base: type) -> list[type]:
@@ -70,12 +82,23 @@ class FitParser(LightningCLI):
         parser.add_argument(
             "--start", type=str | None, default=None, help="a model directory: begin with its labels and its head too"
         )
+        parser.add_argument(
+            "--teacher", type=str | None, default=None, help="a model directory that loss terms learn from"
+        )
+        parser.add_argument(
+            "--fine_tune_first",
+            type=dict[str, Any] | None,
+            default=None,
+            help="without start and teacher: first train the same model without the callbacks and loss terms that "
+            "compress it, with these keys set otherwise, such as `trainer.max_epochs: 3`; then begin with that",
+        )
         parser.link_arguments("data", "model.label_space", self._label_space, apply_on="instantiate")
         parser.link_arguments("data.vocabulary", "model.vocabulary", apply_on="instantiate")
 
     def _label_space(self, data: DataModule) -> LabelSpace:
-        """The labels of the model to begin with, else what the data finds in its rows."""
-        return labels_of(self.config.start, data) if self.config.start else data.label_space
+        """The labels of the model to begin with, else of the teacher, else what the data finds in its rows."""
+        known = self.config.start or self.config.teacher
+        return labels_of(known, data) if known else data.label_space
 
     def instantiate_classes(self) -> None:
         """Wait: the output directory is not known yet."""
@@ -90,6 +113,7 @@ class FitParser(LightningCLI):
             super().instantiate_classes()
             if self.config.start:
                 take_head(self.config.start, self.model.head)
+            hand_teacher(self.config, self.model.loss_terms)
         except argparse.ArgumentError as error:
             raise UserError(explain(str(error), known_keys(), self.places, _KINDS)) from error
         except (ValueError, MisconfigurationException) as error:

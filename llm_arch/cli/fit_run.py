@@ -15,12 +15,14 @@ import yaml
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from llm_arch import lineage, model_directory
 from llm_arch.callbacks.preemption import Preempted
 from llm_arch.cli import fit_tokenizer, output, report
 from llm_arch.cli.compression_times import times
 from llm_arch.cli.fit_parser import FitParser
+from llm_arch.cli.fit_teacher import comparable, size_of_teacher, teacher_of
 from llm_arch.data.module import DataModule
 from llm_arch.inference.compression_record import bytes_of, compression_record, methods, size_of
 from llm_arch.inference.directory import save
@@ -43,6 +45,7 @@ class FitRun:
         before: measure before training too.
         recipe: the configs that say how the model is compressed, for its record.
         compresses: whether the run is to compress, and not only to train.
+        besides: what the output directory may hold already.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class FitRun:
         before: bool,
         recipe: Sequence[str] = (),
         compresses: bool = False,
+        besides: Sequence[str] = (),
     ) -> None:
         self.cli = cli
         self.where = where
@@ -63,6 +67,7 @@ class FitRun:
         self.before = before
         self.recipe = ", ".join(map(str, map(lineage.shown, recipe)))
         self.compresses = compresses
+        self.besides = besides
         self.console = report.console()
         self.saved_config = ""
         self.wandb_id: str | None = None
@@ -70,7 +75,7 @@ class FitRun:
 
     def run(self) -> None:
         """Everything, in order; nothing is written before the input has proved usable."""
-        output.check(self.where, self.overwrite, self.resume)
+        output.check(self.where, self.overwrite, self.resume, self.besides)
         checkpoint = output.checkpoint(self.where, self.resume, lambda said: self.console.print(said, soft_wrap=True))
         self.resumed = checkpoint
         self._complete_config()
@@ -89,7 +94,7 @@ class FitRun:
         if self.cli.config.start is None and any(getattr(term, "needs_start", False) for term in task.loss_terms):
             raise UserError(
                 "distillation from what the model was needs one that is trained, head and all; "
-                "compress it by `llm-arch compress --model DIR`, or give --start DIR"
+                "compress it by `llm-arch compress --model DIR`, or give --start DIR, or another model as --teacher DIR"
             )
         split = next((name for name in ("test", "validation") if name in data.splits), None)
         if checkpoint is not None:
@@ -136,6 +141,15 @@ class FitRun:
         # Of a resumed run too: the same seed gives the same weights to start from.
         before = self._measure(trainer, task, data, split) if self.before else None
         size: dict[str, Any] = dict(self._size(task)) if used else {}
+        # What a student is compared with is its teacher, not what it was itself when it knew nothing.
+        whole = self.cli.config.start is not None and self.cli.config.model.keep_layers is None
+        teacher = teacher_of(task.loss_terms) if used and not whole else None
+        as_they_are = teacher is not None and comparable(teacher, data)
+        taught: dict[str, float] = {}
+        if teacher is not None:
+            size = dict(size_of_teacher(teacher))
+            if as_they_are and self.before:
+                taught = self._measure(trainer, teacher.model.task(), data, split)
         self._log_config(trainer)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -153,16 +167,21 @@ class FitRun:
                 output.write_json(self.where / "per_label.json", task.report)
             backbone, start = fit_tokenizer.backbone_name(self.cli.config), self.cli.config.start
             if used:
-                smaller: dict[str, Any] = dict(size_of(task))
-                if (measured := times(task, data, start, split)) is not None:
+                smaller: dict[str, Any] = dict(size_of(_saved(task)))
+                place = start if teacher is None else str(teacher.model.directory)
+                measured = times(task, data, place, split) if teacher is None or as_they_are else None
+                if measured is not None:
                     size, smaller = size | {"ms_per_row": measured[0]}, smaller | {"ms_per_row": measured[1]}
+                compared = metrics if teacher is None else {**metrics, "before": taught}
                 task.records["compression"] = compression_record(
-                    size, smaller, metrics, task.head.major, self.recipe, used
+                    size, smaller, compared, task.head.major, self.recipe, used
                 )
             came_from = {
                 "config": lineage.config_values(yaml.safe_load(self.saved_config)),
                 "backbone": lineage.shown(backbone),
-                "parents": lineage.parents({"model": start} if start else {"backbone": backbone}),
+                "parents": lineage.parents(
+                    {**({"model": start} if start else {"backbone": backbone}), "teacher": self._teacher_beside(task)}
+                ),
                 "data": {name: lineage.shown(split.source) for name, split in data.splits.items()},
                 "seed": self.cli.config.seed_everything,
             }
@@ -178,7 +197,14 @@ class FitRun:
         """The size of the model that is compressed: in its directory, where it has one."""
         start = self.cli.config.start
         known = {"bytes": bytes_of(model_directory.home(Path(start)))} if start else {}
-        return size_of(task) | known
+        return size_of(_saved(task)) | known
+
+    def _teacher_beside(self, task: Task) -> str | None:
+        """The directory that the run learned from, where it is another one than it began with."""
+        teacher, start = teacher_of(task.loss_terms), self.cli.config.start
+        if teacher is None or (start and model_directory.home(Path(start)) == teacher.model.directory):
+            return None
+        return str(teacher.model.directory)
 
     def _complete_config(self) -> None:
         """Fill in what follows from other keys; config.yaml keeps what was given, so that it serves another run."""
@@ -278,6 +304,11 @@ class FitRun:
             self.console.print(f"keeping the best state: {Path(best).stem}{shown}")
 
 
+def _saved(task: Task) -> nn.Module:
+    """What of a task goes into a model directory."""
+    return nn.ModuleList([task.backbone, task.head])
+
+
 def _is_launched(trainer: Trainer) -> bool:
     """Whether another process of this run has started this one, and gives the exit code for both."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -300,6 +331,7 @@ def _check_checkpoint(name: str, task: Task) -> None:
         # Gates come with the callback that uses them. A backbone that was pruned in its run will be so again.
         before, now = checkpoint.get("backbone", {}), task.backbone.shape()
         left_out = ["backbone."] if before != now else ["backbone.gates."]
+        left_out.append("terms.")  # what loss terms learn along, which they make when the run begins
         if before.get("vocabulary") != now.get("vocabulary"):
             left_out.append("head.")  # that of a language model has numbers for each token
         state = {key: value.shape for key, value in found.items() if not key.startswith(tuple(left_out))}

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,13 @@ def choose(given: str | None, config: str) -> Path:
     return path
 
 
-def check(output: Path, overwrite: bool, resume: str | None) -> None:
-    """Refuse a directory that holds something, unless the user said what to do with it."""
+def check(output: Path, overwrite: bool, resume: str | None, besides: Sequence[str] = ()) -> None:
+    """Refuse a directory that holds something else than these files, unless the user said what to do with it."""
     if output.is_file():
         raise UserError(f"--output {output} is a file; name a directory")
-    if not is_first_rank() or not output.is_dir() or not any(output.iterdir()) or overwrite or resume:
+    if not is_first_rank() or not output.is_dir() or overwrite or resume:
+        return
+    if all(path.name in besides for path in output.iterdir()):
         return
     raise UserError(
         f"--output {output} is not empty; go on with that run (--resume auto), replace it (--overwrite), "

@@ -38,6 +38,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--with-negative", action="store_true", help="with --ner: list pairs of entities without a relation too"
     )
+    parser.add_argument(
+        "--as-rows",
+        action="store_true",
+        help="write rows to train on (data.transfer), with what is predicted as their labels",
+    )
     parser.add_argument("--output", metavar="FILE", help="write here instead of the terminal; all or nothing")
     return parser
 
@@ -47,6 +52,8 @@ def run(arguments: list[str]) -> None:
     options = parse(_parser(), arguments)
     if options.with_negative and not options.ner:
         raise UserError("--with-negative is about the pairs of entities that --ner finds; name a model with --ner")
+    if options.as_rows and options.ner:
+        raise UserError("--as-rows is of rows with their entities, and --ner finds them in plain texts; leave one out")
     from llm_arch.cli.quiet import quiet
 
     quiet()
@@ -59,6 +66,7 @@ def run(arguments: list[str]) -> None:
     columns_of, stream = (finder or data).columns_of, (finder or predictor).stream
     read = _rows(options, data, _needed(columns_of({})))
     waiting: dict[int, Row] = {}
+    useless = 0
 
     def remembered() -> Iterator[Mapping[str, Any]]:
         for index, row in enumerate(read):
@@ -69,10 +77,18 @@ def run(arguments: list[str]) -> None:
         try:
             for prediction in stream(remembered()):
                 values = waiting.pop(prediction.index).values  # written and forgotten: memory stays flat
-                line = {name: values[name] for name in _needed(columns_of(values))} | prediction.to_dict()
+                if options.as_rows:
+                    line = data.as_row(values, prediction)
+                    if data.fault(line, True):  # nothing was written, or what no row may hold
+                        useless += 1
+                        continue
+                else:
+                    line = {name: values[name] for name in _needed(columns_of(values))} | prediction.to_dict()
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except UserError as error:
             raise UserError(_with_line(str(error), options.input, waiting)) from error
+    if useless:
+        print(f"note: rows left out, of whose predictions no training row can be made: {useless}", file=sys.stderr)
     if predictor.truncated:
         times = " times, around pairs of entities" if finder else ""
         print(

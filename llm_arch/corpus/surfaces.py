@@ -12,6 +12,7 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ Flags = NDArray[np.bool_]
 
 # Scripts that are written without spaces: each of their tokens counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_SIZES: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()  # tokens, and one more than the highest id
 # Letters and digits, and the broken halves of such (�), of scripts with spaces.
 _WITHIN_WORD = re.compile(rf"(?![{_UNSPACED}])[\w\ufffd]")
 
@@ -118,7 +120,11 @@ def special_tokens(tokenizer: Any) -> Flags:
 
 def size(tokenizer: Any) -> int:
     """V, one more than the highest id: some tokenizers leave numbers out."""
-    return max(tokenizer.get_vocab().values()) + 1
+    count = len(tokenizer)  # grows with every token that is added
+    known = _SIZES.get(tokenizer)
+    if known is None or known[0] != count:
+        known = _SIZES[tokenizer] = count, max(tokenizer.get_vocab().values()) + 1
+    return known[1]
 
 
 def _tokens(tokenizer: Any) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from llm_arch.data.cells import text_fault
 from llm_arch.data.labels import in_order, label_fault, unknown_label
 from llm_arch.data.module import DataModule
-from llm_arch.types import LabelSpace, UserError
+from llm_arch.types import LabelSpace, Prediction, UserError
 
 
 class TextClassificationData(DataModule):
@@ -94,6 +94,11 @@ class TextClassificationData(DataModule):
             parts = (part.strip() for part in str(cell).split(self.label_delimiter))
             return list(dict.fromkeys(filter(None, parts)))
         return [str(cell).strip()]
+
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """The columns that prediction needs, and what was predicted."""
+        name = "labels" if self.label_space.multi else "label"
+        return self.asked_of(values) | {self.label_column: getattr(prediction, name)}
 
     def labels_of(self, stored: Mapping[str, Any]) -> list[str]:
         """The label names of a row; an empty set counts under its own name, so that it is not lost."""

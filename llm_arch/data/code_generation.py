@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_arch.data.completion import CompletionData
 from llm_arch.data.written import HOLE, Said
-from llm_arch.types import UserError
+from llm_arch.types import Prediction, UserError
 
 PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
 
@@ -89,6 +89,11 @@ class CodeGenerationData(CompletionData):
         """The texts, with a mark in what is given where the written text goes."""
         before, middle, behind = self._gap(values, labelled)
         return {"text": f"{before}{HOLE}{behind or ''}", "text_pair": middle if labelled else None}
+
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """What was written, and behind it what stands behind a gap."""
+        row = super().as_row(values, prediction)
+        return row | {self.completion_column: row[self.completion_column] + (values.get(self.suffix_column) or "")}
 
     @property
     def separator(self) -> list[int]:

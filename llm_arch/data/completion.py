@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_arch.data.cells import text_fault
 from llm_arch.data.written import Said, WrittenData
-from llm_arch.types import UserError
+from llm_arch.types import Prediction, UserError
 
 _PLACE = "{prompt}"
 
@@ -81,6 +81,10 @@ class CompletionData(WrittenData):
         """The prompt, given, and the completion, to be learnt."""
         prompt, completion = self.texts(values)
         return [Said(prompt, False), *([Said(completion or "", True)] if labelled else [])]
+
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """The columns that prediction needs, and what was predicted."""
+        return self.asked_of(values) | {self.completion_column: prediction.generated}  # type: ignore[attr-defined]
 
     def group(self, values: Mapping[str, Any]) -> Any:
         """The prompt: of rows with the same one, none is cut off for another split."""

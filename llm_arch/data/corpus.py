@@ -91,6 +91,8 @@ class CorpusData(DataModule):
                 f"data.max_tokens is {max_tokens}, but a single piece may have data.max_length {max_length} tokens; "
                 f"raise the one or lower the other"
             )
+        if self.transfer is not None:
+            raise UserError("data.transfer is about rows, and a corpus has documents; put them into data.train")
         if self.max_bad_rows is not None:
             raise UserError("data.max_bad_rows is about rows, and a corpus has documents; leave it out")
         self._packed = self.layout == "flat" and batch_size is None and max_tokens is not None

@@ -131,6 +131,22 @@ class RowFormat(Configured, ABC):
         """A prediction with what only the texts of its row can tell, such as the words of a span."""
         return prediction
 
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """A training row that says what a prediction says.
+
+        Args:
+            values: the row that the prediction is about.
+            prediction: of the head that goes with this format, complete.
+
+        Raises:
+            UserError: this format can't write its rows.
+        """
+        raise UserError(f"{type(self).__name__} makes no training rows of predictions; leave --as-rows out")
+
+    def asked_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of a row that prediction needs."""
+        return {name: values[name] for name, always in self.columns_of(values).items() if always}
+
     # Tokens
 
     @cached_property

@@ -18,13 +18,13 @@ from llm_arch.data.collate import make_batch
 from llm_arch.data.format import RowFormat
 from llm_arch.data.loader import Columns, Loader, PlannedBatches
 from llm_arch.data.sources import with_splits
-from llm_arch.data.splits import Split, cut_off, lengths_of
+from llm_arch.data.splits import Split, cut_off, lengths_of, with_more
 from llm_arch.data.store import cache_root
 from llm_arch.seeding import run_seed
 from llm_arch.types import Batch, LabelSpace, UserError
 
 _EXAMPLE_LENGTH = 80
-_NOT_RECORDED = {"train", "validation", "test", "predict", "tokenizer", "cache_dir", "num_workers"}
+_NOT_RECORDED = {"train", "validation", "test", "transfer", "predict", "tokenizer", "cache_dir", "num_workers"}
 
 
 class DataModule(RowFormat, L.LightningDataModule):
@@ -35,6 +35,8 @@ class DataModule(RowFormat, L.LightningDataModule):
             `smart_home` (the embedded set, which brings its own validation and test splits).
         validation: validation rows; None cuts `validation_fraction` off the training rows.
         test: test rows; None cuts `test_fraction` off the training rows, if that is not 0.
+        transfer: more training rows, such as those that a teacher labelled or `llm-arch augment` made. No other split
+            is cut off them, what stands among validation or test rows is left out, and their labels must be known.
         predict: rows to predict in `Trainer.predict`; labels are not needed.
         tokenizer: a directory, hub id or `package:NAME/FOLDER`; None takes the backbone's.
         max_length: longest sequence in tokens, special tokens included; what is longer is cut, or made several
@@ -62,6 +64,7 @@ class DataModule(RowFormat, L.LightningDataModule):
         validation: str | None = None,
         test: str | None = None,
         *,
+        transfer: str | None = None,
         predict: str | None = None,
         tokenizer: str | None = None,
         max_length: int = 128,
@@ -95,6 +98,9 @@ class DataModule(RowFormat, L.LightningDataModule):
         if evaluation_tokens < 1:
             raise UserError(f"data.evaluation_tokens must be at least 1, got {evaluation_tokens}")
         self.sources = with_splits(train, validation, test) | ({"predict": predict} if predict else {})
+        if transfer is not None and train is None:
+            raise UserError("data.transfer is about more training rows; name the first ones with --data.train")
+        self.transfer = transfer
         self.max_bad_rows = max_bad_rows
         self.batch_size = batch_size
         self.max_tokens = max_tokens
@@ -142,11 +148,25 @@ class DataModule(RowFormat, L.LightningDataModule):
         super().use_tokenizer(tokenizer)
         self._splits = None
 
+    def read_by(self, tokenizer: str, max_length: int | None = None) -> Self:
+        """The same rows in the same splits, with the same labels, in the tokens of another tokenizer.
+
+        Args:
+            tokenizer: a directory, hub id or `package:NAME/FOLDER`.
+            max_length: longest sequence in tokens; None for this module's.
+        """
+        given = {name: value for name, value in self.init_args.items() if name != "options"}
+        given |= self.init_args.get("options", {})  # what a subclass hands on
+        changed = {"tokenizer": tokenizer, "max_length": max_length or self.max_length}
+        other = type(self)(**{**given, **changed})
+        other.label_space = self.label_space  # type: ignore[misc]
+        return other
+
     def _check_bad_rows(self) -> None:
         """Raise UserError when more rows were left out than may be; of what is cached too, since it may be another."""
         if self.max_bad_rows is None:
             return
-        facts = {split.source: split.facts for split in (self._splits or {}).values()}
+        facts = self._facts_by_source()
         bad = sum(fact["bad_rows"] for fact in facts.values())
         rows = bad + sum(fact["rows"] for fact in facts.values())
         share = bad / max(rows, 1)
@@ -170,7 +190,19 @@ class DataModule(RowFormat, L.LightningDataModule):
             wanted = {name: share for name, share in self.fractions.items() if name not in splits and share > 0}
             if wanted:
                 splits |= cut_off(splits["train"], wanted, self.split_seed)
+            if self.transfer is not None:
+                rows, facts = self.load_source(self.transfer)
+                self.check(self.transfer, facts)
+                held_out = [split for name, split in splits.items() if name in ("validation", "test")]
+                splits["train"] = with_more(splits["train"], self.transfer, rows, facts, held_out)
         return splits
+
+    def _facts_by_source(self) -> dict[str, dict[str, Any]]:
+        """What was found out about each source that was read."""
+        found = {split.source: split.facts for split in (self._splits or {}).values()}
+        if self.transfer is not None and found:
+            found |= {source: self.load_source(source)[1] for source in (self.sources["train"], self.transfer)}
+        return found
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """What was found out about each split; nothing where none was read yet."""
@@ -188,6 +220,8 @@ class DataModule(RowFormat, L.LightningDataModule):
         """Encode everything once a machine, before other ranks look for it."""
         for name, source in self.sources.items():
             self.load_source(source, labelled=name != "predict")
+        if self.transfer is not None:
+            self.load_source(self.transfer)
 
     def setup(self, stage: str) -> None:
         """Load the splits; before training, say what they hold and how they will be batched."""
@@ -203,7 +237,8 @@ class DataModule(RowFormat, L.LightningDataModule):
 
     @rank_zero_only
     def _list_bad_rows(self) -> None:
-        facts = {split.source: split.facts for split in self.splits.values()}
+        self.split("train")
+        facts = self._facts_by_source()
         bad = [(source, *row) for source, fact in facts.items() for row in fact["bad"]]
         if bad and self.trainer is not None:
             path = Path(self.trainer.default_root_dir) / "bad_rows.jsonl"
@@ -249,10 +284,15 @@ class DataModule(RowFormat, L.LightningDataModule):
         """All rows to predict once."""
         return self.evaluation_loader("predict")
 
-    def evaluation_loader(self, name: str) -> Loader:
-        """All rows of a split once, in batches of similar lengths, spread over the ranks."""
+    def evaluation_loader(self, name: str, *, alone: bool = False) -> Loader:
+        """All rows of a split once, in batches of similar lengths, spread over the ranks.
+
+        Args:
+            name: of the split.
+            alone: all of them in this process, whatever others there are.
+        """
         split = self.split(name)
-        rank, ranks = self._ranks()
+        rank, ranks = (0, 1) if alone else self._ranks()
         cut = Cut(split.lengths, None, self.evaluation_tokens, self.layout == "padded")
         plan = evaluation_plan(cut, ranks)
         return self._loader(split, PlannedBatches(lambda epoch: plan, len(plan), rank, ranks))

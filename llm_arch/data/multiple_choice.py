@@ -174,6 +174,12 @@ class MultipleChoiceData(DataModule):
         special = self.tokenizer.num_special_tokens_to_add
         return "" if special(pair=True) > special(pair=False) else " "
 
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """The columns that prediction needs, and what was predicted."""
+        label = prediction.label  # type: ignore[attr-defined]
+        numbered = self._choices(values)[0][0] is None  # a number that is written as text could be that of a choice
+        return self.asked_of(values) | {self.answer_column: int(label) if numbered else label}
+
     # Answers
 
     @cached_property

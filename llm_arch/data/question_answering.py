@@ -212,6 +212,12 @@ class QuestionAnsweringData(DataModule):
             )
         return found
 
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """The columns that prediction needs, and what was predicted."""
+        start = prediction.start  # type: ignore[attr-defined]
+        texts, starts = ([], []) if start is None else ([prediction.answer], [start])  # type: ignore[attr-defined]
+        return self.asked_of(values) | {self.names.answers: {"text": texts, "answer_start": starts}}
+
     # Labels
 
     @cached_property

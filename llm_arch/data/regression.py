@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llm_arch.data.cells import number_fault, number_of, text_fault
 from llm_arch.data.module import DataModule
-from llm_arch.types import LabelSpace, UserError
+from llm_arch.types import LabelSpace, Prediction, UserError
 
 
 class RegressionData(DataModule):
@@ -71,6 +71,10 @@ class RegressionData(DataModule):
         """Texts and number."""
         text, pair = self.texts(values)
         return {"text": text, "text_pair": pair, "target": number_of(values[self.target_column]) if labelled else None}
+
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """The columns that prediction needs, and what was predicted."""
+        return self.asked_of(values) | {self.target_column: prediction.value}  # type: ignore[attr-defined]
 
     @cached_property
     def label_space(self) -> LabelSpace:

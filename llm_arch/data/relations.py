@@ -15,7 +15,7 @@ from llm_arch.data.labels import in_order, label_fault, unknown_label
 from llm_arch.data.module import DataModule
 from llm_arch.data.semeval import Names, read_semeval
 from llm_arch.data.sources import Source
-from llm_arch.types import LabelSpace, UserError
+from llm_arch.types import LabelSpace, Prediction, UserError
 
 HEAD, TAIL = ("[E1]", "[/E1]"), ("[E2]", "[/E2]")
 
@@ -175,6 +175,10 @@ class RelationExtractionData(DataModule):
             return 1 if i in inside else 2, min(abs(i - place) for place in places)
 
         return sorted(sorted(range(len(special)), key=order)[: self.max_length])
+
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """The columns that prediction needs, and what was predicted."""
+        return self.asked_of(values) | {self.names.label: prediction.label}  # type: ignore[attr-defined]
 
     # Labels
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.compute
+from datasets import concatenate_datasets
 from numpy.typing import NDArray
 
 from llm_arch.data.batching import Indices
+from llm_arch.data.store import key_of
 from llm_arch.types import UserError
 
 
@@ -46,6 +49,43 @@ class Split:
 def lengths_of(rows: Any) -> Indices:
     """(N,) tokens of each stored row."""
     return pyarrow.compute.list_value_length(rows.data.column("input_ids")).to_numpy().astype(np.int64)
+
+
+def with_more(split: Split, name: str, rows: Any, facts: dict[str, Any], others: Sequence[Split]) -> Split:
+    """A split with the rows of another source behind its own, but for those that belong together with rows of others.
+
+    Args:
+        split: the split.
+        name: of the other source.
+        rows: its memory-mapped columns.
+        facts: about it.
+        others: splits whose texts must not be learnt.
+
+    Raises:
+        UserError: nothing is left of them.
+    """
+    known = [np.asarray(other.rows.data.column("key").to_numpy()) for other in others]
+    known = [keys if other.chosen is None else keys[other.chosen] for keys, other in zip(known, others, strict=True)]
+    fresh = np.flatnonzero(
+        ~np.isin(rows.data.column("key").to_numpy(), np.concatenate([*known, np.zeros(0, np.int64)]))
+    )
+    if not len(fresh):
+        raise UserError(f"{name} has no row that is not among the validation or test rows; name another file")
+    notes = [*split.facts["notes"], f"{len(fresh):,} rows of {name} are trained on too"]
+    if lost := len(rows) - len(fresh):
+        notes.append(f"{lost:,} rows of {name} were left out, since they stand among the validation or test rows")
+    own = np.arange(len(split.rows)) if split.chosen is None else split.chosen
+    counted = {key: value + facts[key] for key, value in split.facts.items() if isinstance(value, int) and key in facts}
+    both = [split.facts["fingerprint"], facts["fingerprint"], len(fresh)]
+    told = {**split.facts, **counted, "notes": notes, "fingerprint": key_of({"sources": both})}
+    return Split(
+        split.name,
+        split.source,
+        concatenate_datasets([split.rows, rows]),
+        np.concatenate([own, len(split.rows) + fresh]),
+        np.concatenate([split.lengths, lengths_of(rows)[fresh]]),
+        told,
+    )
 
 
 def cut_off(train: Split, wanted: dict[str, float], seed: int) -> dict[str, Split]:

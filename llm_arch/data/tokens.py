@@ -219,6 +219,11 @@ class TokenClassificationData(DataModule):
             )
         return found
 
+    def as_row(self, values: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+        """The text, and the entities as spans, also where the row has tokens."""
+        spans = [{"start": e.start, "end": e.end, "label": e.label} for e in prediction.entities]  # type: ignore[attr-defined]
+        return {self.text_column: self.texts(values)[0], self.spans_column: spans}
+
     # Labels
 
     @cached_property

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from llm_arch.heads.labels import LabelPrediction
 from llm_arch.heads.language import MaskedHead, new_linear
 from llm_arch.heads.vocabulary import LanguageModelMetrics
-from llm_arch.types import Batch, Hidden, LabelSpace, Loss, Prediction, UserError
+from llm_arch.types import Batch, Hidden, LabelSpace, Loss, Prediction, Taught, UserError, divergence
 
 
 class BertPretraining(MaskedHead):
@@ -53,6 +53,13 @@ class BertPretraining(MaskedHead):
     def loss(self, hidden: Hidden, batch: Batch) -> Loss:
         """The masked tokens' sum, plus the pairs' mean times the number of masked tokens."""
         return self._with_pairs(self.token_loss(hidden, batch), self(hidden, batch), batch)
+
+    def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
+        """The masked tokens' sum, plus the pairs' mean times the number of masked tokens."""
+        masked = super().distil(hidden, batch, taught, temperature)
+        logits_BC = self(hidden, batch)
+        pairs = divergence(logits_BC, taught.logits, temperature) / len(logits_BC)
+        return Loss(masked.sum + pairs * masked.denominator, masked.denominator)
 
     def evaluate(self, hidden: Hidden, batch: Batch, *, final: bool = False) -> tuple[Loss, tuple[Any, ...]]:
         """The loss, and what the metrics count."""

@@ -15,7 +15,19 @@ from torchmetrics import Metric
 from llm_arch.heads.labels import LabelPrediction as LabelPrediction  # users find it beside the other
 from llm_arch.heads.metrics import ClassificationMetrics
 from llm_arch.heads.weights import ClassWeights, weights_of
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
+from llm_arch.types import (
+    Backbone,
+    Batch,
+    Head,
+    Hidden,
+    LabelSpace,
+    Loss,
+    Pooling,
+    Prediction,
+    Taught,
+    UserError,
+    divergence,
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,23 @@ class SequenceClassification(Head):
         weights_BK = torch.where(target_BK > 0, self.weights_C, 1.0)
         return Loss((loss_BK * weights_BK).mean(1).sum(), float(len(truth)))
 
+    def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
+        """As all heads over classes; for sigmoids the divergence of each, averaged over the labels of a row.
+
+        Of two labels one head may have one logit, and the other two.
+        """
+        logits_BK, wanted_BK = self(hidden, batch).float(), taught.logits.float()
+        if not self.label_space.multi and (columns := {logits_BK.shape[1], wanted_BK.shape[1]}) != {1}:
+            if 1 in columns:
+                logits_BK, wanted_BK = _as_two(logits_BK), _as_two(wanted_BK)
+            return Loss(divergence(logits_BK, wanted_BK, temperature), float(len(logits_BK)))
+        logits_BK, wanted_BK = logits_BK / temperature, wanted_BK / temperature
+        chance_BK = wanted_BK.sigmoid()
+        ours_BK, least_BK = (
+            binary_cross_entropy_with_logits(x, chance_BK, reduction="none") for x in (logits_BK, wanted_BK)
+        )
+        return Loss((ours_BK - least_BK).mean(1).sum() * temperature**2, float(len(logits_BK)))
+
     def metrics(self) -> Metric:
         """Accuracy, macro-F1 and MCC."""
         return ClassificationMetrics(self.label_space)
@@ -150,3 +179,8 @@ class SequenceClassification(Head):
                 label = self.label_space.names[choice]
                 found.append(LabelPrediction(index, label, scores[label], scores))
         return found
+
+
+def _as_two(logits_BK: Tensor) -> Tensor:
+    """(B, 2) logits with the same probabilities, of one or two of them."""
+    return logits_BK if logits_BK.shape[1] == 2 else torch.cat([torch.zeros_like(logits_BK), logits_BK], 1)

@@ -19,7 +19,8 @@ from torchmetrics import Metric
 from transformers.activations import ACT2FN
 
 from llm_arch.heads.vocabulary import LanguageModelMetrics, vocabulary_loss, vocabulary_scores
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, UserError
+from llm_arch.heads.vocabulary_divergence import vocabulary_divergence
+from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Taught, UserError
 
 _STD = 0.02  # of new weights, as in BERT and GPT-2
 _PARTS = {"dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"}  # of a checkpoint's head that is complete
@@ -162,6 +163,22 @@ class VocabularyHead(Head):
         states_ME, targets_M = self.states(hidden, batch), self.targets(batch)
         return Loss(vocabulary_loss(states_ME, self.projection, self.bias, targets_M), float(len(targets_M)))
 
+    def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
+        """The divergence of the probabilities of tokens, summed over the cells that count, over their number.
+
+        Neither model's logits are held whole. Tokens that only one of the two has a number for are left out.
+        """
+        theirs = taught.head
+        assert isinstance(theirs, VocabularyHead)
+        assert taught.hidden is not None
+        with torch.no_grad():
+            wanted_MF = theirs.states(taught.hidden, batch)
+        states_ME = self.states(hidden, batch)
+        shared = min(len(self.projection), len(theirs.projection))
+        ours = (states_ME, *_first(shared, self.projection, self.bias))
+        teachers = (wanted_MF, *_first(shared, theirs.projection, theirs.bias))
+        return Loss(vocabulary_divergence(ours, teachers, temperature), float(len(states_ME)))
+
     @torch.no_grad()
     def token_scores(self, hidden: Hidden, batch: Batch) -> tuple[Tensor, Tensor]:
         """(M,) negative log-likelihoods of the targets in nats, and (M,) whether each is the most probable token."""
@@ -234,6 +251,13 @@ class MaskedHead(VocabularyHead):
                 "take one that masks, such as MaskedTokenData"
             )
         return batch.labels["positions"]
+
+
+def _first(count: int, weight_VE: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Those of the first tokens; the same ones where there are no more."""
+    if len(weight_VE) == count:
+        return weight_VE, bias_V
+    return weight_VE[:count], None if bias_V is None else bias_V[:count]
 
 
 def no_labels(labels: LabelSpace) -> LabelSpace:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import kl_div
 from torchmetrics import Metric
 
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
+from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, Taught, UserError
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ class MultipleChoice(Head):
         chances_B = log_softmax(self(hidden, batch).float(), batch)
         answer_R = _firsts(batch) + _answers(batch)
         return Loss(-chances_B[answer_R].sum(), float(batch.rows))
+
+    def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
+        """The divergence of the probabilities of each row's choices, summed over rows."""
+        ours_B, theirs_B = (log_softmax(x.float() / temperature, batch) for x in (self(hidden, batch), taught.logits))
+        sum_ = kl_div(ours_B, theirs_B, reduction="sum", log_target=True)
+        return Loss(sum_ * temperature**2, float(batch.rows))
 
     def metrics(self) -> Metric:
         """Accuracy."""

@@ -15,7 +15,19 @@ from torch.nn.functional import pad
 from torchmetrics import Metric
 
 from llm_arch.heads.answers import AnswerMetrics
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError, Words
+from llm_arch.types import (
+    Backbone,
+    Batch,
+    Head,
+    Hidden,
+    LabelSpace,
+    Loss,
+    Pooling,
+    Prediction,
+    Taught,
+    UserError,
+    Words,
+)
 
 _NEVER = float("-inf")
 
@@ -163,6 +175,19 @@ class QuestionAnswering(Head):
         right[:, 0] = log_R2L[:, :, 0].sum(1).masked_fill(counts_R > 0, _NEVER)
         right = right.index_put((row_A, 1 + place_A), log_R2L[row_A, 0, 1 + start_A] + log_R2L[row_A, 1, 1 + end_A])
         return Loss(-right.logsumexp(1).sum() / 2, float(batch.rows))
+
+    def logit_rows(self, batch: Batch) -> Tensor:
+        """(W + R,): of the words, then of no answer for each row."""
+        row_W = _words(batch).row
+        return torch.cat([row_W, torch.arange(batch.rows, device=row_W.device)])
+
+    def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
+        """Mean of the divergences of start and end, each over the context and no answer, summed over rows."""
+        ours, theirs = (
+            _log_probabilities(x.float() / temperature, batch) for x in (self(hidden, batch), taught.logits)
+        )
+        apart = (theirs - ours).masked_fill(theirs == _NEVER, 0.0)  # both are -inf where a row has no more words
+        return Loss((theirs.exp() * apart).sum() / 2 * temperature**2, float(batch.rows))
 
     def metrics(self) -> Metric:
         """Exact match and F1."""

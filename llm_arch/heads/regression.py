@@ -14,7 +14,7 @@ from torch.nn.functional import huber_loss, l1_loss, mse_loss
 from torchmetrics import Metric
 
 from llm_arch.heads.numbers import NumberMetrics
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
+from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, Taught, UserError
 
 Error = Literal["mse", "huber", "mae"]
 
@@ -99,6 +99,16 @@ class Regression(Head):
         else:
             sum_ = {"mse": mse_loss, "mae": l1_loss}[self.error](predicted_B, truth_B, reduction="sum")
         return Loss(sum_, float(len(truth_B)))
+
+    def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
+        """The squared difference from the teacher's numbers in this head's standard deviations, summed over rows.
+
+        There are no probabilities, and so no temperature.
+        """
+        assert isinstance(taught.head, Regression)
+        wanted_B = (taught.head.values(taught.logits) - self.mean) / self.deviation
+        predicted_B = self(hidden, batch).float()
+        return Loss(mse_loss(predicted_B, wanted_B, reduction="sum"), float(len(predicted_B)))
 
     def values(self, logits_B: Tensor) -> Tensor:
         """(B,) numbers in the unit of the data."""

@@ -118,6 +118,10 @@ class TokenClassification(Head):
         )
         return Loss(sum_, count if weights_C is None else weights_C[truth_W].sum())
 
+    def logit_rows(self, batch: Batch) -> Tensor:
+        """(W,): the rows of the words."""
+        return _words(batch).row
+
     def metrics(self) -> Metric:
         """Precision, recall and F1 of entities, and accuracy of tags."""
         return EntityMetrics(self.label_space.names)

@@ -60,8 +60,8 @@ def vocabulary_scores(
         targets_M: the right token of each row, 0 … V-1.
         at_once: how many logits may be held at a time.
     """
-    low_ME, low_VE = _cast(hidden_ME, weight_VE)
-    nll_M = hidden_ME.new_empty(len(targets_M), dtype=_wide(weight_VE))
+    low_ME, low_VE = cast_for_products(hidden_ME, weight_VE)
+    nll_M = hidden_ME.new_empty(len(targets_M), dtype=dtype_of_sums(weight_VE))
     right_M = torch.empty_like(targets_M, dtype=torch.bool)
     for chunk, memory_CX in _chunks(low_ME, low_VE, at_once):
         for rows, _, wide_KV in _blocks(chunk, memory_CX[:, : len(low_VE)], bias_V, nll_M.dtype):
@@ -76,8 +76,8 @@ class _Loss(torch.autograd.Function):
         ctx: Any, hidden_ME: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets_M: Tensor, at_once: int
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
-        low_ME, low_VE = _cast(hidden_ME, weight_VE)
-        V, wide = len(low_VE), _wide(weight_VE)
+        low_ME, low_VE = cast_for_products(hidden_ME, weight_VE)
+        V, wide = len(low_VE), dtype_of_sums(weight_VE)
         loss = hidden_ME.new_zeros((), dtype=wide)
         grad_ME = torch.empty_like(low_ME) if of_hidden else None
         grad_V = hidden_ME.new_zeros(V, dtype=wide) if of_bias else None
@@ -113,12 +113,12 @@ class _Loss(torch.autograd.Function):
         return (*(None if grad is None else grad.mul_(outer[0]) for grad in gradients), None, None)
 
 
-def _wide(weight_VE: Tensor) -> torch.dtype:
+def dtype_of_sums(weight_VE: Tensor) -> torch.dtype:
     """The dtype of softmax and sums."""
     return torch.promote_types(weight_VE.dtype, torch.float32)
 
 
-def _cast(hidden_ME: Tensor, weight_VE: Tensor) -> tuple[Tensor, Tensor]:
+def cast_for_products(hidden_ME: Tensor, weight_VE: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the dtype of the products."""
     kind = hidden_ME.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VE.dtype

@@ -15,6 +15,7 @@ from llm_arch.backbones.load import backbone_of
 from llm_arch.data.module import DataModule
 from llm_arch.inference.card import model_card
 from llm_arch.inference.compression_record import with_bytes
+from llm_arch.inference.export import bf16
 from llm_arch.inference.export.exported import Exported
 from llm_arch.lineage import surroundings
 from llm_arch.task import Task, WritesTexts
@@ -157,6 +158,8 @@ def load(directory: str | Path, *, trust: tuple[str, ...] = (), check: bool = Fa
         data = data_class.for_model(str(directory), labels, record["data"]["init_args"])
         if isinstance(backbone, Exported):
             backbone.serve(head, trust)
+        if bf16.marked(record):
+            bf16.serve_in_bf16(backbone)
         if isinstance(data, WritesTexts):
             data.suit(backbone)
             head.read_as(data.detokenizer)

@@ -4,9 +4,11 @@ from llm_arch.types.batch import Batch, Pooling, Words
 from llm_arch.types.errors import UserError
 from llm_arch.types.labels import LabelSpace
 from llm_arch.types.parts import Backbone, Configured, Head, LossTerm
+from llm_arch.types.teaching import Asked, Taught, Teaches, divergence
 from llm_arch.types.values import Detokenizer, Hidden, Loss, Prediction
 
 __all__ = [
+    "Asked",
     "Backbone",
     "Batch",
     "Configured",
@@ -18,6 +20,9 @@ __all__ = [
     "LossTerm",
     "Pooling",
     "Prediction",
+    "Taught",
+    "Teaches",
     "UserError",
     "Words",
+    "divergence",
 ]

@@ -42,6 +42,31 @@ class LabelSpace:
             known = ", ".join(self.names[:12]) + (" …" if len(self.names) > 12 else "")
             raise UserError(f"unknown label {name!r}; the labels are: {known}") from None
 
+    def places_in(self, other: LabelSpace, whose: str) -> tuple[int, ...]:
+        """Where another label space has each of these labels.
+
+        Args:
+            other: the same labels in any order.
+            whose: what the other one is called in a message.
+
+        Raises:
+            UserError: they are not the same, with the first label that differs.
+        """
+        if self.multi != other.multi:
+            ours, theirs = ("sets of labels" if space.multi else "one label each" for space in (self, other))
+            raise UserError(
+                f"the data has rows with {ours}, and {whose} gives {theirs}; take a teacher of the same task"
+            )
+        for name in (*self.names, *other.names):
+            if name not in other.names or name not in self.names:
+                has, lacks = (
+                    ("the data has", f"{whose} lacks") if name in self.names else (f"{whose} has", "the data lacks")
+                )
+                raise UserError(
+                    f"{has} the label {name!r}, which {lacks}; a student learns what a teacher says of the same labels"
+                )
+        return tuple(map(other.names.index, self.names))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         return {

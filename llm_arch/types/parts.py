@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llm_arch.types.batch import Batch, Pooling
 from llm_arch.types.errors import UserError
 from llm_arch.types.labels import LabelSpace
+from llm_arch.types.teaching import Taught, divergence
 from llm_arch.types.values import Detokenizer, Hidden, Loss, Prediction
 
 if TYPE_CHECKING:
@@ -257,6 +258,29 @@ class Head(Configured, nn.Module, ABC):
     def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
         """One typed prediction a row."""
 
+    def logit_rows(self, batch: Batch) -> Tensor:
+        """(M,) which of the batch's R rows each row of the logits is about; here one for each sequence."""
+        return batch.row_of_sequence
+
+    def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
+        """How far what this head says is from what a teacher says of the same batch, as sum and denominator.
+
+        Here for logits (M, C) whose softmax over columns are probabilities; heads with other logits override this.
+
+        Args:
+            hidden: the student's states.
+            batch: the batch.
+            taught: what the teacher says, by a head of the same kind.
+            temperature: what logits are divided by, above 0; does not change the size of gradients.
+        """
+        logits_MC = self(hidden, batch)
+        if logits_MC.ndim != 2 or logits_MC.shape[1] < 2:
+            raise UserError(
+                f"logits of shape {tuple(logits_MC.shape)} are no scores of classes, and {type(self).__name__} has no "
+                "`distil`; set the weight of logits to 0, so that states alone are distilled"
+            )
+        return Loss(divergence(logits_MC, taught.logits, temperature), float(len(logits_MC)))
+
 
 class LossTerm(Configured, ABC):
     """An extra term added to the head's loss; shares its denominator, or returns a mean times it.
@@ -269,6 +293,9 @@ class LossTerm(Configured, ABC):
 
     def begin(self, backbone: Backbone, head: Head) -> None:  # noqa: B027 - a hook
         """Called before training with the model as it is then, before a checkpoint is restored into it."""
+
+    def prepare(self, trainer: Any) -> None:  # noqa: B027 - a hook
+        """Called after `begin` with the trainer, whose data is ready, and before the model is on its device."""
 
     @abstractmethod
     def __call__(self, forward: Callable[[Batch], Hidden], batch: Batch, hidden: Hidden, head: Head) -> Loss:

@@ -22,7 +22,7 @@ from llm_arch.data.classification import TextClassificationData
 from llm_arch.data.sample import sample
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.inference.directory import load, save
-from llm_arch.losses.distillation import Distillation
+from llm_arch.losses.distillation import Distillation, Itself
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import LabelSpace, UserError
@@ -186,8 +186,9 @@ def test_beside_structured_pruning_and_distillation(run: Callable[..., Run], tmp
     options = {"loss_terms": [teacher], "val_check_interval": 2}
     done = run(pruning, QuantizationAwareTraining(), **options).fit()
     assert all(done.followed.steps.values())
-    assert teacher.teacher is not None
-    assert not any("forward" in vars(module) for part in teacher.teacher for module in part.modules())
+    assert isinstance(teacher.teacher, Itself)
+    parts = (teacher.teacher.backbone, teacher.teacher.head)
+    assert not any("forward" in vars(module) for part in parts for module in part.modules())
     assert done.task.records.keys() >= {"pruning", "quantization"}
     model = load(save(done.task, done.data, tmp_path / "model"))
     batch = sample(done.data, 8)[0]

@@ -50,7 +50,7 @@ def here(source: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     shutil.copytree(source, "model")
     shutil.copy(source.with_name("rows.jsonl"), "rows.jsonl")
-    monkeypatch.setattr(onnx, "write_fp32", lambda graph, file: shutil.copy(dense / "model.onnx", file))
+    monkeypatch.setattr(onnx, "write_fp32", lambda graph, file, **_: shutil.copy(dense / "model.onnx", file))
     return tmp_path
 
 
@@ -102,6 +102,23 @@ def test_eight_bits_on_made_rows_and_on_own(run: Any) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_the_fastest(run: Any) -> None:
+    fast = ("--seconds", "0.01", "--points", "100", "--threads", "1")
+    done = run("export", "--model", "model", "--to", "fastest", "--data", "rows.jsonl", *fast)
+    assert (done.code, done.err) == (0, "")
+    rows = [line.split() for line in done.out.splitlines()]
+    for way in ("as it is, fp32", "onnx, fp32", "onnx, int8-static", "openvino, int8"):
+        assert any(row[: len(way.split())] == way.split() for row in rows)
+    assert "limit: accuracy may lose at most 100 points; 12 rows timed one by one" in done.out
+    folder = done.out.split("llm-arch predict --model ")[1].strip()
+    assert Path(folder).name == "model-fastest"
+    assert done.out.split("kept: ")[1].split(", ")[0] in ("as it is", "onnx", "openvino")
+    assert run("predict", "--model", folder, "--text", "on light").code == 0
+    few = run("export", "--model", "model", "--to", "fastest", "--data", "rows.jsonl", *fast, "--runtimes", "onnx")
+    assert "openvino, fp32" not in few.out
+
+
+@pytest.mark.usefixtures("here")
 def test_torch_needs_trust(run: Any) -> None:
     done = run("export", "--model", "model", "--to", "torch", "--half", "--agreement", "0.5", "--output", "pt2")
     assert (done.code, done.err) == (0, "")
@@ -126,6 +143,13 @@ def test_torch_needs_trust(run: Any) -> None:
         (("--model", "model", "--to", "onnx", "--data", "none.jsonl"), "none.jsonl"),
         (("--model", "model", "--to", "onnx", "--output", "model"), "is the model itself; name another folder"),
         (("--model", "model", "--to", "onnx", "--output", "rows.jsonl"), "rows.jsonl is a file; name another folder"),
+        (("--model", "model", "--to", "onnx", "--points", "1"), "--points is for --to fastest; leave it out"),
+        (("--model", "model", "--to", "fastest"), "--to fastest measures on rows of yours; name a file with --data"),
+        (("--model", "model", "--to", "fastest", "--int8"), "tries every precision by itself"),
+        (
+            ("--model", "model", "--to", "fastest", "--data", "rows.jsonl", "--runtimes", "tvm"),
+            "runtimes must be of onnx and openvino, got 'tvm'",
+        ),
         (("--model", "model", "--to", "onnx", "--runtime", "onnx"), "model is not exported, and --runtime is onnx"),
     ],
 )

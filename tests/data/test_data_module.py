@@ -352,3 +352,58 @@ def test_a_model_names_no_rows_and_no_places(make_data: Any, words: str) -> None
     for name in ("train", "predict", "cache_dir", "num_workers"):
         with pytest.raises(UserError, match=f"its record sets data.{name}, as no saved model does"):
             type(data).for_model(words, labels, {**data.record(), name: "x"})
+
+
+# More training rows
+
+
+def test_transferred_rows_are_trained_on_and_never_validated(make_data: Make, write_rows: Write) -> None:
+    train, more = write_rows(make_rows(40)), write_rows(make_rows(30, first=30), "more.jsonl")
+    plain = make_data(train, validation_fraction=0.2, test_fraction=0.1)
+    data = make_data(train, transfer=more, validation_fraction=0.2, test_fraction=0.1)
+
+    def texts(one: TextClassificationData, split: str) -> list[Any]:
+        return one.split(split).column("text")
+
+    for split in ("validation", "test"):
+        assert texts(data, split) == texts(plain, split)
+    held_out = {*texts(plain, "validation"), *texts(plain, "test")}
+    new = [row["text"] for row in make_rows(30, first=30) if row["text"] not in held_out]
+    assert texts(data, "train") == [*texts(plain, "train"), *new]
+    assert len(data.split("train").lengths) == len(texts(plain, "train")) + len(new)
+    # The batches hold them, by their numbers in the split.
+    seen = {}
+    for batch in data.train_dataloader():
+        ends = (batch.starts + batch.lengths).tolist()
+        for index, start, end in zip(batch.index.tolist(), batch.starts.tolist(), ends, strict=True):
+            seen[index] = data.tokenizer.decode(batch.input_ids[start:end].tolist(), skip_special_tokens=True).split()[
+                0
+            ]
+    assert sorted(seen) == list(range(len(data.split("train"))))
+    assert [seen[i] for i in sorted(seen)] == [text.split()[0] for text in texts(data, "train")]
+    facts, before = data.split("train").facts, plain.split("train").facts
+    assert facts["rows"] == 70
+    assert facts["fingerprint"] != before["fingerprint"]
+    lost = 30 - len(new)
+    assert lost > 0
+    assert f"{len(new)} rows of {more} are trained on too" in facts["notes"]
+    assert f"{lost} rows of {more} were left out, since they stand among the validation or test rows" in facts["notes"]
+    # As another tokenizer reads them.
+    other = data.read_by(str(data.tokenizer_name), 4)
+    assert texts(other, "train") == texts(data, "train")
+    assert other.max_length == 4
+
+
+def test_transferred_rows_that_do_not_fit(make_data: Make, write_rows: Write) -> None:
+    train = write_rows(make_rows(10))
+    strange = write_rows([{"text": "w1", "label": "c"}], "strange.jsonl")
+    with pytest.raises(UserError, match=r"strange.jsonl, line 1: the label 'c' .* does not occur in the training rows"):
+        make_data(train, transfer=strange).split("train")
+    with pytest.raises(UserError, match="has no row that is not among the validation or test rows; name another file"):
+        make_data(train, validation=train, transfer=train).split("train")
+    with pytest.raises(UserError, match=r"data.transfer is about more training rows; name the first ones with"):
+        make_data(transfer=train)
+    bad = write_rows([{"text": "w1", "label": "a"}, {"text": "", "label": "a"}], "bad.jsonl")
+    data = make_data(train, transfer=bad, on_bad_row="skip", max_bad_rows=0)
+    with pytest.raises(UserError, match=r"1 of 12 rows .* the first is .*bad.jsonl, line 2"):
+        data.split("train")

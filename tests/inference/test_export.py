@@ -27,8 +27,9 @@ from llm_arch.heads.classification import SequenceClassification
 from llm_arch.heads.token_classification import TokenClassification
 from llm_arch.inference import Model, Predictor, load, save
 from llm_arch.inference.export import onnx as onnx_runtime
+from llm_arch.inference.export.comparison import Comparison
 from llm_arch.inference.export.exported import Exported
-from llm_arch.inference.export.exporting import Comparison, export
+from llm_arch.inference.export.exporting import export
 from llm_arch.inference.export.runtime import Precision
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
@@ -87,7 +88,7 @@ def exported(model: Path) -> Path:
 @pytest.fixture
 def again(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs of the same model need not be traced anew."""
-    monkeypatch.setattr(onnx_runtime, "write_fp32", lambda graph, file: shutil.copy(exported / "model.onnx", file))
+    monkeypatch.setattr(onnx_runtime, "write_fp32", lambda graph, file, **_: shutil.copy(exported / "model.onnx", file))
 
 
 @pytest.fixture
@@ -292,6 +293,20 @@ def test_missing_packages_are_named(
     for runtime, name in (("onnx", "onnx"), ("openvino", "openvino")):
         with pytest.raises(UserError, match=rf"this needs {name}; install it with: pip install 'llm_arch\[export\]'"):
             export(load(model), tmp_path / "out", runtime, ROWS)
+
+
+def test_an_operation_that_onnx_lacks_is_named(model: Path, tmp_path: Path) -> None:
+    loaded = load(model)
+    forward = loaded.head.forward
+    loaded.head.forward = lambda hidden, batch: torch.special.i0e(forward(hidden, batch))  # type: ignore[method-assign]
+    sentence = (
+        r"TextCNN with SequenceClassification can't be written as ONNX \(ONNX has nothing for prims.bessel_i0e\), "
+        "which OpenVINO reads too; export it to torch"
+    )
+    for runtime in ("onnx", "openvino"):
+        with pytest.raises(UserError, match=sentence):
+            export(loaded, tmp_path / "out", runtime, ROWS)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Directories from elsewhere

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -12,10 +14,11 @@ from torch import nn
 
 from llm_arch import Task, Trainer
 from llm_arch.callbacks.structured_pruning import StructuredPruning
+from llm_arch.compression.attention_relations import relation_divergence, with_relations
 from llm_arch.data import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
-from llm_arch.losses.distillation import Distillation
-from llm_arch.types import Hidden, UserError
+from llm_arch.losses.distillation import Distillation, matched
+from llm_arch.types import Head, Hidden, Taught, UserError
 
 
 @pytest.fixture
@@ -28,6 +31,13 @@ def made(write_rows, rows, tokenizer):
 
 def batch_of(data):
     return next(iter(data.train_dataloader()))
+
+
+def of_states(student, teacher, valid=None):
+    """The mean of the term, for states (L, T, D) of a student and of a teacher."""
+    batch = SimpleNamespace(valid=valid)
+    taught = Taught(batch, None, len(teacher) - 1, states=dict(enumerate(teacher)))
+    return float(Distillation()._of_states(tuple(student), taught))
 
 
 def test_formula_of_logits_and_states(made):
@@ -57,6 +67,37 @@ def test_formula_of_logits_and_states(made):
     assert loss.denominator == batch.rows
 
 
+def test_relations_of_the_last_layer_are_learnt(made, tmp_path):
+    task, data = made
+    term = Distillation(logits=0.0, states=0.0, relations=2.0, relation_heads=2)
+    term.begin(task.backbone, task.head)
+    with torch.no_grad():
+        for parameter in task.backbone.layers[-1].parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    batch = batch_of(data)
+    for module in task.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+    def value():
+        return term(task.backbone, batch, task.backbone(batch), task.head).mean
+
+    found = []
+    for backbone in (task.backbone, term.teacher.backbone):
+        found.append(with_relations(backbone, len(task.backbone.layers), batch, partial(backbone, batch))[1])
+    expected = 2 * relation_divergence(*found, batch, 2)
+    torch.testing.assert_close(value(), expected)
+    optimizer = torch.optim.SGD(task.backbone.parameters(), lr=1.0)
+    before = float(value().detach())
+    for _ in range(5):
+        optimizer.zero_grad()
+        value().backward()
+        optimizer.step()
+    assert float(value().detach()) < before
+    with pytest.raises(UserError, match="relation_heads is 12, which does not divide"):
+        Distillation(relations=1.0).begin(task.backbone, task.head)
+
+
 def test_nothing_is_lost_on_oneself_and_the_teacher_stays(made):
     task, data = made
     task.eval()
@@ -66,27 +107,33 @@ def test_nothing_is_lost_on_oneself_and_the_teacher_stays(made):
     hidden = task.backbone(batch, all_hidden=True)
     loss = term(task.backbone, batch, hidden, task.head)
     assert float(loss.sum.detach()) == pytest.approx(0.0, abs=1e-6)
-    assert not any(p.requires_grad for part in term.teacher for p in part.parameters())
-    assert not any(part.training for part in term.teacher)
+    parts = (term.teacher.backbone, term.teacher.head)
+    assert not any(p.requires_grad for part in parts for p in part.parameters())
+    assert not any(part.training for part in parts)
 
 
 @pytest.mark.parametrize(("student", "teacher", "pairs"), [(2, 6, {1: 3, 2: 6}), (3, 4, {1: 2, 2: 3, 3: 4})])
 def test_layers_are_matched_by_their_depth(student, teacher, pairs):
-    from llm_arch.losses.distillation import _of_states
-
+    assert dict(matched(student, teacher, "uniform")) == pairs
     states = torch.randn(teacher + 1, 5, 8)
     same = tuple([torch.randn(5, 8)] + [states[pairs[layer]] for layer in range(1, student + 1)])
-    assert float(_of_states(same, tuple(states), None)) == pytest.approx(0.0, abs=1e-6)
-    assert float(_of_states(same[::-1], tuple(states), None)) > 0.1
+    assert of_states(same, states) == pytest.approx(0.0, abs=1e-6)
+    assert of_states(same[::-1], states) > 0.1
+
+
+def test_chosen_layers():
+    assert matched(3, 12, "last") == [(3, 12)]
+    assert matched(2, 6, [0, 3]) == [(1, 1), (2, 4)]
+    for layers in ([1, 2, 3], [1, 6]):
+        with pytest.raises(UserError, match=r"the teacher's 6 layers for a student of 2; name one for each"):
+            matched(2, 6, layers)
 
 
 def test_padding_does_not_count():
-    from llm_arch.losses.distillation import _of_states
-
     ours, theirs = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
     valid = torch.tensor([True, True, False, True])
-    expected = _of_states(tuple(ours[:, valid]), tuple(theirs[:, valid]), None)
-    torch.testing.assert_close(_of_states(tuple(ours), tuple(theirs), valid), expected)
+    expected = of_states(tuple(ours[:, valid]), theirs[:, valid])
+    assert of_states(tuple(ours), theirs, valid) == pytest.approx(expected)
 
 
 def test_prunes_and_learns_from_what_it_was(made, tmp_path):
@@ -106,8 +153,7 @@ def test_prunes_and_learns_from_what_it_was(made, tmp_path):
     )
     trainer.fit(task, datamodule=data)
     assert len(task.backbone.layers) == 1
-    backbone, _ = term.teacher
-    for name, value in backbone.state_dict().items():
+    for name, value in term.teacher.backbone.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
@@ -118,10 +164,11 @@ def test_logits_that_are_no_classes_are_refused(made):
     batch = batch_of(data)
 
     class One(nn.Module):
+        distil = Head.distil
+
         def forward(self, hidden, batch):
             return hidden.last_TD[:, 0]
 
-    term.teacher = (term.teacher[0], One())
     with pytest.raises(UserError, match=r"logits of shape .* set the weight of logits to 0"):
         term(task.backbone, batch, Hidden(task.backbone(batch).last_TD), One())
 
@@ -132,7 +179,11 @@ def test_logits_that_are_no_classes_are_refused(made):
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"logits": -1.0}, "logits is a weight of at least 0, got -1.0"),
         ({"states": math.inf}, "states is a weight of at least 0, got inf"),
-        ({"logits": 0.0, "states": 0.0}, "the weights of logits and states are both 0"),
+        ({"logits": 0.0, "states": 0.0}, "the weights of logits, states and relations are all 0"),
+        ({"relations": -0.5}, "relations is a weight of at least 0, got -0.5"),
+        ({"relation_heads": 0}, "relation_heads must be at least 1, got 0"),
+        ({"layers": []}, "layers of the teacher are counted from 0"),
+        ({"layers": [-1, 2]}, r"counted from 0, one for each of the student, got \[-1, 2\]"),
     ],
 )
 def test_bad_arguments(arguments, said):

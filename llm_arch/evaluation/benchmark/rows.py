@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
+import numpy as np
+
 from llm_arch.data.module import DataModule
 from llm_arch.types import UserError
 
@@ -27,6 +29,13 @@ def tokens_of(data: DataModule, row: Row) -> int:
 def rows_of(data: DataModule, name: str) -> list[Row]:
     """All rows of a file or set that can be read."""
     return [row.values for row in data.source(name).rows() if not row.fault]
+
+
+def spread(values: Sequence[Row], count: int) -> list[Row]:
+    """At most so many of them, spread over all."""
+    if len(values) <= count:
+        return list(values)
+    return [values[i] for i in np.linspace(0, len(values) - 1, count).astype(int)]
 
 
 def made_row(data: DataModule) -> Row:

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from llm_arch import model_directory
-from llm_arch.evaluation.benchmark import memory, rows, size, timing
+from llm_arch.evaluation.benchmark import memory, quality, rows, size, timing
 from llm_arch.evaluation.benchmark.measured import AtLength, Measured, OnRows
 from llm_arch.evaluation.benchmark.rows import Row
 from llm_arch.inference import Predictor
 from llm_arch.inference.directory import load
-from llm_arch.trainer import Trainer
 from llm_arch.types import UserError
 
 LENGTHS = (16, 32, 64, 128)
@@ -117,7 +116,7 @@ class _Jobs:
         self.predictors, self.batch_size = predictors, batch_size
         self.given: list[Row] = []
         if data is not None:
-            self.given = _spread(rows.rows_of(predictors[0].model.data, data), _TIMED_ROWS)
+            self.given = rows.spread(rows.rows_of(predictors[0].model.data, data), _TIMED_ROWS)
         made = [_made(predictor, self.given, lengths, batch_size) for predictor in predictors]
         if not data and len({_task(predictor) for predictor in predictors}) == 1:
             made = [made[0]] * len(made)  # the same texts for all, whatever their tokenizers make of them
@@ -198,11 +197,8 @@ def _sized(name: str, home: Path, predictor: Predictor, data: str | None, trust:
     sized = Measured(name, task, parameters, nonzero, weights, whole, None, 0, None, ())
     if data is None:
         return sized
-    model = load(home, trust=trust)  # one of its own: testing may change what is timed
-    trainer = Trainer(logger=False, enable_checkpointing=False, devices=1, enable_progress_bar=False)
-    (result,) = trainer.test(model.task(), datamodule=model.data_for(test=data), verbose=False)
-    head = model.head
-    return replace(sized, metric=head.major, value=float(result[f"test/{head.major}"]), mode=head.mode)
+    metric, value, mode = quality.metric(load(home, trust=trust), data)  # anew: testing may change what is timed
+    return replace(sized, metric=metric, value=value, mode=mode)
 
 
 def _task(predictor: Predictor) -> tuple[str, str]:
@@ -233,10 +229,3 @@ def _check_tasks(homes: Sequence[Path], predictors: Sequence[Predictor]) -> None
 def _percentiles(values: Sequence[float]) -> tuple[float, float]:
     half, most = np.percentile(values, (50, 95))
     return float(half), float(most)
-
-
-def _spread(values: list[Row], count: int) -> list[Row]:
-    """At most so many of them, spread over all."""
-    if len(values) <= count:
-        return values
-    return [values[i] for i in np.linspace(0, len(values) - 1, count).astype(int)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +22,9 @@ FILE = "model.onnx"
 _QUANTIZED = ["MatMul", "Gemm", "Gather"]  # linear layers and embeddings
 _LARGEST = 2 * 10**9  # bytes that one such file can hold
 _HEAD = "head."
+# Adding and normalizing as one node is slower than as two: the one adds up number by number.
+_SLOWER = ["SkipLayerNormFusion"]
+_made: WeakKeyDictionary[Graph, dict[bool, Any]] = WeakKeyDictionary()  # what graphs became, by `fused`
 
 
 class OnnxRuntime(Runtime):
@@ -51,7 +56,9 @@ class OnnxRuntime(Runtime):
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 3
-            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                file, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
+            )
         except UserError:
             raise
         except Exception as error:  # its own, without a common class
@@ -67,13 +74,27 @@ class OnnxRuntime(Runtime):
         return run
 
 
-def write_fp32(graph: Graph, file: Path) -> None:
+def write_fp32(graph: Graph, file: Path, *, fused: bool = True) -> None:
     """Write a graph in fp32.
 
+    Args:
+        graph: backbone and head, on the CPU.
+        file: where it goes.
+        fused: whether attention is the one node that ONNX Runtime alone has for it.
+
     Raises:
-        UserError: it is too large for one file, or can't be traced.
+        UserError: it is too large for one file, can't be traced, or does what ONNX has no name for.
     """
     need("onnx", "onnxscript")
+    made = _made.setdefault(graph, {})
+    if fused not in made:
+        made[fused] = _as_onnx(graph, fused)
+    made[fused].save(str(file))
+
+
+def _as_onnx(graph: Graph, fused: bool) -> Any:
+    from llm_arch.inference.export.onnx_attention import translations
+
     size = sum(p.numel() * p.element_size() for p in graph.parameters())
     if size > _LARGEST:
         raise UserError(
@@ -81,12 +102,33 @@ def write_fp32(graph: Graph, file: Path) -> None:
             "export it to torch, or compress it first"
         )
     traced = program(graph)
-    with torch.no_grad(), hushed():
-        made = torch.onnx.export(
-            traced, input_names=graph.inputs, output_names=graph.outputs, dynamo=True, verbose=False
-        )
-    assert made is not None
-    made.save(str(file))
+    try:
+        with torch.no_grad(), hushed():
+            return torch.onnx.export(
+                traced,
+                input_names=graph.inputs,
+                output_names=graph.outputs,
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=translations(fused),
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UserError(_lacking(graph, error)) from error
+
+
+def _lacking(graph: Graph, error: BaseException) -> str:
+    """What is said when torch can't write a graph as ONNX."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    operator = re.search(r"No ONNX function found for .*op='([\w.]+)'", str(cause))
+    reason = (
+        f"ONNX has nothing for {operator[1]}" if operator else (str(cause).strip().splitlines() or ["no reason"])[0]
+    )
+    return (
+        f"{type(graph.backbone).__name__} with {type(graph.head).__name__} can't be written as ONNX ({reason[:200]}), "
+        "which OpenVINO reads too; export it to torch"
+    )
 
 
 def _quantize(dense: Path, file: Path, calibration: Sequence[Inputs] | None) -> None:

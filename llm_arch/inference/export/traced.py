@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from llm_arch.types import UserError
 
 # More than one of each, and of different sizes: what is 1 or equal in the example would stay so.
 _SEQUENCES, _LENGTH = 2, 9
+_programs: WeakKeyDictionary[Graph, ExportedProgram] = WeakKeyDictionary()
 
 
 def example(graph: Graph) -> dict[str, Tensor]:
@@ -30,11 +32,17 @@ def example(graph: Graph) -> dict[str, Tensor]:
 
 
 def program(graph: Graph) -> ExportedProgram:
-    """Trace a graph.
+    """Trace a graph, once.
 
     Raises:
         UserError: it can't be traced with sizes left open.
     """
+    if graph not in _programs:
+        _programs[graph] = _program(graph)
+    return _programs[graph]
+
+
+def _program(graph: Graph) -> ExportedProgram:
     backbone = graph.backbone
     if isinstance(backbone, RecurrentEncoder):
         raise UserError(
