@@ -30,6 +30,7 @@ class VocabularyPruning(L.Callback):
     """
 
     compression = "vocabulary pruning"  # how a model's record and card call it
+    renumbers_tokens = True
 
     def __init__(self, also: Sequence[str] = ()) -> None:
         self.also = tuple(also)

@@ -13,20 +13,22 @@ from llm_arch.inference.teacher import Teacher
 from llm_arch.types import LossTerm, UserError
 
 
-def hand_teacher(config: Any, terms: Sequence[LossTerm]) -> None:
-    """Give the model of a directory to the loss terms that learn from one.
+def hand_teacher(config: Any, terms: Sequence[LossTerm], callbacks: Sequence[Any]) -> None:
+    """Give the model of a directory to the loss terms that learn from one: `teacher`, or else `start`.
 
-    A model that begins with some of its layers learns from what it is with all of them, unless told otherwise.
+    Where callbacks number the tokens anew, what the model was can't read them; it is then kept in memory, as they are.
 
     Args:
         config: the parsed command line.
         terms: of the run.
+        callbacks: of the run.
 
     Raises:
         UserError: none of them does, or the model can't be loaded.
     """
     learning: list[Any] = [term for term in terms if hasattr(term, "learn_from")]
-    name = config.teacher or (config.start if config.model.keep_layers is not None else None)
+    renumbered = any(getattr(callback, "renumbers_tokens", False) for callback in callbacks)
+    name = config.teacher or (None if renumbered else config.start)
     if config.teacher and not learning:
         raise UserError(
             f"--teacher {name}: none of the run's loss terms learns from a teacher; add -c compress/distillation"

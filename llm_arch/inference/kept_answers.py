@@ -6,6 +6,7 @@ Legend: N rows of a split, R rows of a batch, T tokens, M values of a batch, K v
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import zlib
@@ -25,6 +26,7 @@ from llm_arch.types import Batch
 _FACTS = "facts.json"
 _ROWS = "rows"  # a hash of the tokens of each row
 _BLOCK = 2**24  # bytes
+_STORES = 4  # times what one may take, for all together; the ones that were not used for longest go
 
 
 class Answer(NamedTuple):
@@ -121,7 +123,9 @@ def kept(
     # Runs that are started together ask for the same: the first makes it, the others wait.
     with FileLock(folder.with_suffix(".lock")):
         try:
-            return KeptAnswers(folder)
+            found = KeptAnswers(folder)
+            os.utime(folder)
+            return found
         except ValueError:
             pass
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
@@ -133,7 +137,22 @@ def kept(
             return None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        _make_room(folder, _STORES * limit)
         return KeptAnswers(folder)
+
+
+def _make_room(newest: Path, limit: int) -> None:
+    """Remove the stores beside this one that were not used for longest, until all take no more than `limit` bytes.
+
+    What another run has opened it goes on reading.
+    """
+    stores = [path.parent for path in newest.parent.glob(f"*/{_FACTS}")]
+    stores.sort(key=lambda store: (store == newest, store.stat().st_mtime), reverse=True)
+    taken = 0
+    for store in stores:
+        taken += sum(file.stat().st_size for file in store.iterdir())
+        if taken > limit and store != newest:
+            shutil.rmtree(store, ignore_errors=True)
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,20 @@ def test_nothing_is_left_of_what_is_too_much_or_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         kept(tmp_path / "kept", 6, fails, sum(LENGTHS), 10**6)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.lock"]
+
+
+def test_old_stores_make_room(tmp_path: Path) -> None:
+    size = sum(file.stat().st_size for file in _store(tmp_path / "first").iterdir())
+    for age, name in enumerate(("second", "third")):
+        _store(tmp_path / name)
+        for i, one in enumerate(("first", "second", "third")[: age + 2]):
+            os.utime(tmp_path / one, (1000 + i, 1000 + i))
+    assert kept(tmp_path / "first", 6, lambda: pytest.fail("made again"), sum(LENGTHS), 10**6) is not None  # used again
+    # Four times the limit holds two and a half stores: the ones that were used last stay.
+    assert kept(tmp_path / "fourth", 6, lambda: answers(list(range(6))), sum(LENGTHS), int(2.5 * size / 4)) is not None
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"first", "fourth"}
+
+
+def _store(folder: Path) -> Path:
+    assert made(folder) is not None
+    return folder
