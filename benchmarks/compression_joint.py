@@ -5,7 +5,7 @@
 The dense model is fine-tuned with the package's defaults, 3 epochs. Then two commands, the same for all sets:
 `llm-arch compress --recipe compress/joint` and `llm-arch export --to onnx --int8`. Beside it stands the dense model
 exported the same way. Times are from text to prediction at batch 1, each test row at its own length, tokenization
-included, one thread, CPU time, the models taking turns row by row.
+included, one thread, CPU time, the models taking turns.
 """
 
 from __future__ import annotations

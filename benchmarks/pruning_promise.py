@@ -3,7 +3,7 @@
     python -m benchmarks.pruning promise --data DIR --set sst2
 
 Five targets, each pruned without training from the same dense model: what is promised is about time alone. Measured as
-`benchmarks.compressed.speedups` does it: the models take turns row by row, from text to prediction.
+`benchmarks.compressed.speedups` does it: the models take turns, from text to prediction.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The dense model is fine-tuned with the package's defaults, 3 epochs. Pruning goes on from it with one recipe for all
 sets and both targets. Times are from text to prediction at batch 1, each test row at its own length, tokenization
-included, fp32, one thread, CPU time, the models taking turns row by row.
+included, fp32, one thread, CPU time, the models taking turns.
 """
 
 from __future__ import annotations

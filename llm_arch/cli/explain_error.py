@@ -99,6 +99,9 @@ def _unknown(option: str, owner: str, message: str, known: list[str]) -> tuple[s
     if class_path[1] == "torch.optim.Optimizer":
         return key, f"{key} belongs to an optimizer; name it first, as in --model.optimizer AdamW"
     choices = [f"{owner}.{name}" for name in parameters(class_path[1])]
+    if key in choices:  # it is its value that the class refuses
+        kind = class_path[1].rpartition(".")[2]
+        return key, f"{key} can't be this of {kind}; of several in a list, an option is for the last one"
     return key, f"unknown key {key}{_near(key, choices) or f'; {class_path[1]} takes {_listed(class_path[1])}'}"
 
 

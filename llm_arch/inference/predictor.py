@@ -93,10 +93,12 @@ class Predictor:
         for i, fault in encoding_faults(columns).items():
             raise UserError(f"row {start + i + 1}: {fault}")
         self.truncated += counts.get("truncated", 0)
-        lengths = np.array([len(ids) for ids in columns["input_ids"]])
+        if len(rows) == 1:  # a request: needs no plan
+            plan = [np.zeros(1, np.int64)]
+        else:
+            lengths = np.array([len(ids) for ids in columns["input_ids"]])
+            plan = evaluation_plan(Cut(lengths, None, self.batch_tokens), 1)
         found: list[Prediction] = []
-        alone = len(lengths) == 1  # one row needs no plan
-        plan = [np.zeros(1, np.int64)] if alone else evaluation_plan(Cut(lengths, None, self.batch_tokens), 1)
         for rows_of_batch in plan:
             chosen: dict[str, Any] = {name: [values[i] for i in rows_of_batch] for name, values in columns.items()}
             chosen |= {"index": [start + int(i) for i in rows_of_batch], "epoch": 0}

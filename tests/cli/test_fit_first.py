@@ -36,7 +36,7 @@ def smaller(path: str, **more: Any) -> str:
     from llm_arch.cli import configs
 
     recipe = yaml.safe_load(configs.find("compress/joint").read_text(encoding="utf-8"))
-    pruning = recipe["trainer"]["callbacks+"][0]["init_args"]
+    pruning = recipe["trainer"]["callbacks+"][-1]["init_args"]
     pruning |= {"target": "1.5x macs", "rows": 8, "multiple": 1}
     Path(path).write_text(yaml.safe_dump(recipe | more), encoding="utf-8")
     return path
@@ -77,8 +77,8 @@ def test_teacher_first_then_all_three(joint: Any, run: Any) -> None:
     assert teacher["lineage"]["config"]["trainer"]["max_epochs"] == 3
     found = record["records"]
     assert found["compression"]["methods"] == [
-        "structured pruning",
         "quantization-aware training",
+        "structured pruning",
         "distillation",
     ]
     assert found["pruning"]["target"] == "1.5x macs"
@@ -110,6 +110,9 @@ def test_mistakes(joint: Any) -> None:
     done = joint("--output", "out", "--trainer.devices", "2")
     assert done.code == 2
     assert "fine_tune_first runs on one device; train the teacher by `llm-arch fit` without the recipe" in done.err
+    done = joint("--output", "out", "--trainer.callbacks.times", "often")
+    assert done.code == 2
+    assert "trainer.callbacks.times" in done.err
     done = joint("--output", "out", fine_tune_first={"trainer.epochs": 1})
     assert done.code == 2
     assert "fine_tune_first has a key 'trainer.epochs', which the config of the run has not" in done.err

@@ -118,7 +118,7 @@ class Exported(Backbone):
             found = self._one_by_one(given, batch.lengths.tolist())
         else:
             found = list(self._run(given))
-        if any(len(one) != batch.size for one in found):
+        if any(one.shape[0] != batch.size for one in found):
             raise UserError(f"{self.directory} gives {len(found[0])} results for {batch.size} texts; export it again")
         return Hidden(head_logits(found, batch, self.kind).to(batch.input_ids.device))
 

@@ -153,7 +153,7 @@ def grids(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
         batch: its tokens.
         inputs: the graph's inputs.
     """
-    if batch.size == 1 and batch.valid is None and len(batch.input_ids) >= SHORTEST:  # the usual request, quickly
+    if batch.size == 1 and batch.valid is None and batch.input_ids.shape[0] >= SHORTEST:  # the usual request, quickly
         return _one(batch, inputs)
     longest = max(SHORTEST, int(batch.lengths.max()))
     place_BL = torch.arange(longest)
