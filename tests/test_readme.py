@@ -74,7 +74,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
             few = [*FEW[:2], "--two-processes", "false"]
         if arguments[0] == "compress":
             few = FEW[2:]
-            if "compress/structured" in line:  # of a tiny model nearly all time is spent outside of what can go
+            if "compress/joint" in line:  # of a tiny model nearly all time is spent outside of what can go
                 few = [*few, "--trainer.callbacks.target", "2x macs"]
             if "keep_layers" in line:  # a tiny model has two
                 few = [*few, "--model.keep_layers", "1"]
