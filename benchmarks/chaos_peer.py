@@ -21,7 +21,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks.chaos import EPOCHS, SEED, alone, kill_at_random
+from benchmarks.chaos_attempt import EPOCHS, SEED
+from benchmarks.chaos_kills import kill_at_random
+from benchmarks.chaos_processes import alone
 from benchmarks.peer_trainer import minilm_directory
 
 SAVE_STEPS = 5
