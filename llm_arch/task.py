@@ -123,6 +123,8 @@ class Task(L.LightningModule):
         self.weight_decay = DEFAULT_WEIGHT_DECAY if weight_decay is None else weight_decay
         self.lr_scheduler = lr_scheduler if lr_scheduler is not None else Linear(warmup=0.1)
         self.loss_terms = list(loss_terms)
+        # What terms learn along is trained and kept in checkpoints as the model is, and not saved with it.
+        self.terms = nn.ModuleList()
         freeze_backbone(self.backbone, freeze)
         self.evaluated: Metric = self.head.metrics()
         self.evaluated_loss = MeanMetric()
@@ -187,7 +189,6 @@ class Task(L.LightningModule):
             for term in self.loss_terms:
                 term.begin(self.backbone, self.head)
                 term.prepare(self.trainer)
-            # What terms learn along is trained and kept in checkpoints as the model is, and not saved with it.
             self.terms = nn.ModuleList(term for term in self.loss_terms if isinstance(term, nn.Module))
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, WritesTexts):

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "logger/wandb",
     "compress/distillation",
     "compress/self_distillation",
+    "compress/joint",  # cli/test_fit_first
 }
 PRETRAINING = [name for name in NAMES if name.startswith("pretrain/")]
 # They look at hundreds of rows, each several times.

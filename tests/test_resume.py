@@ -184,7 +184,7 @@ def test_interrupted_anywhere(accumulation, run, steps, tmp_path):
     assert straight.trainer.global_step == EPOCHS * epoch
     assert straight.task.backbone.embeddings.sparse
     # At the beginning, within epochs, at their ends and right after, and before the last step.
-    steps = (1, epoch - 1, epoch, epoch + 1, 2 * epoch - 2, 2 * epoch, EPOCHS * epoch - 1)
+    steps = (1, epoch - 1, epoch, epoch + 1, 2 * epoch, EPOCHS * epoch - 1)[:: 1 if accumulation == 2 else 2]
     run(Save(steps, tmp_path), accumulation=accumulation).fit()
     for step in steps:
         resumed = run(accumulation=accumulation).fit(tmp_path / f"{step}.ckpt")

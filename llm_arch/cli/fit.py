@@ -19,7 +19,7 @@ run
   --resume auto|PATH             go on from DIR's last checkpoint (or start fresh), or from PATH
   --before true|false            measure before training too (default: true)
   --start DIR                    begin with this model's labels and its head's weights too
-  --teacher DIR                  learn from this model too (-c compress/distillation), with its labels
+  --teacher DIR                  learn from this model too, with -c compress/distillation
   --seed_everything N            seed of order, dropout and new weights (default: 0)
   --print_config                 print the whole configuration and stop
 
@@ -48,7 +48,7 @@ model
   --model.freeze WHAT            none, backbone, embeddings, or a number of layers (default: none)
   --model.dropout P              dropout everywhere in the backbone
   --model.pooling KIND           first, last, mean or max
-  --model.keep_layers N          begin with so many of its layers, or with those of a list, as [0,2,4]
+  --model.keep_layers N          begin with so many of its layers, or those of a list: [0,2,4]
   --model.learning_rate X        of the default AdamW
   --model.optimizer CLASS        another optimizer, such as SGD or llm_arch.optim.Muon; then
                                  --model.optimizer.lr and so on

@@ -432,7 +432,7 @@ def test_print_config(run: Any, here: Path) -> None:
     assert config["trainer"]["max_epochs"] == 3
     assert set(config) == {
         *("seed_everything", "trainer", "model", "data"),
-        *("output", "overwrite", "resume", "before", "start"),
+        *("output", "overwrite", "resume", "before", "start", "teacher", "fine_tune_first"),
     }
 
 

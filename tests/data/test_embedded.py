@@ -105,7 +105,11 @@ def test_divided_shares_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["gettext:de", "chatterbot:english", "stdlib:functions"])
-def test_sources_read_them(name: str) -> None:
+def test_sources_read_them(name: str, request: pytest.FixtureRequest) -> None:
+    if name.startswith("stdlib"):
+        request.getfixturevalue("small_library")
+    from llm_arch.data.sources import made  # that of the small library
+
     sources = {split: Source(one) for split, one in with_splits(name, None, None).items()}
     assert list(sources) == list(SPLITS)
     rows = {split: [row.values for row in source.rows()] for split, source in sources.items()}

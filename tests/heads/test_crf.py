@@ -79,7 +79,7 @@ constrained = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(case=cases)
 def test_likelihood_and_gradient(case: Case) -> None:
     inputs = [case.emissions, *case.scores]

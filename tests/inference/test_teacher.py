@@ -18,6 +18,7 @@ from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.data import TextClassificationData, TokenClassificationData
 from llm_arch.data.module import DataModule
 from llm_arch.data.regression import RegressionData
+from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.data.translation import TranslationData
 from llm_arch.heads.classification import SequenceClassification
 from llm_arch.heads.regression import Regression
@@ -161,7 +162,7 @@ def other_tokenizer(tokenizer: str, tmp_path: Path) -> str:
     import json
 
     place = tmp_path / "other_tokenizer"
-    shutil.copytree(tokenizer, place)
+    load_tokenizer(tokenizer).save_pretrained(place)
     backend = json.loads((place / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = backend["model"]["vocab"]
     backend["model"]["vocab"] = {token: i for token, i in vocabulary.items() if i < 2500}
