@@ -12,6 +12,7 @@ import pytest
 
 import llm_arch.data.embedded as module
 from llm_arch.corpus.stdlib import STDLIB
+from llm_arch.data import sources as reading
 from llm_arch.data.embedded import (
     SETS,
     SPLITS,
@@ -19,7 +20,6 @@ from llm_arch.data.embedded import (
     brings_splits,
     divided,
     is_embedded,
-    made,
     made_by,
     parse,
 )
@@ -108,14 +108,12 @@ def test_divided_shares_nothing() -> None:
 def test_sources_read_them(name: str, request: pytest.FixtureRequest) -> None:
     if name.startswith("stdlib"):
         request.getfixturevalue("small_library")
-    from llm_arch.data.sources import made  # that of the small library
-
     sources = {split: Source(one) for split, one in with_splits(name, None, None).items()}
     assert list(sources) == list(SPLITS)
     rows = {split: [row.values for row in source.rows()] for split, source in sources.items()}
     assert all(rows.values())
     _, part, _ = parse(name)
-    assert rows == made(name.partition(":")[0], part, "en").splits
+    assert rows == reading.made(name.partition(":")[0], part, "en").splits
     # None that another split has too; every row is of plain values.
     seen = [{json.dumps(row) for row in of} for of in rows.values()]
     assert sum(map(len, seen)) == len(set.union(*seen)) == sum(map(len, rows.values()))
