@@ -28,8 +28,8 @@ class QuantizationAwareTraining(L.Callback):
 
     Args:
         target: the runtime. `onnxruntime`: dynamic int8, with a scale for each output of a layer and for the inputs of
-            each sequence (`llm_arch.compression.int8`). torchao is none: not compiled, its int8 on a CPU was slower than
-            fp32 in torch (0.18, scales for each token), and compiled slower than ONNX Runtime's.
+            each sequence (`llm_arch.compression.int8`). torchao is none: not compiled, its int8 on a CPU was slower
+            than fp32 in torch (0.18, scales for each token), and compiled slower than ONNX Runtime's.
         start: when rounding begins, as a share of the run's steps in [0, 1).
         embeddings: whether embeddings are int8 too; an export must then do the same.
 
