@@ -91,11 +91,22 @@ def exported(model: Path, place: Path, rows: str) -> Path:
 def joint(name: str, root: Path, seed: int, folder: Path) -> Path:
     """The dense model compressed by the recipe, on all training rows; taken from the folder where it lies there."""
     place = folder / name / f"joint-{seed}"
-    if not place.is_dir():
+    if not (place / "model").is_dir():
         train = files(name, root, folder)["train"]
         given = ["--model", str(dense(name, root, seed, folder)), "--recipe", RECIPE, "--data", train]
         given += ["--data.validation_fraction", "0", "--data.cache_dir", str(folder / "cache")]
-        command("compress", *given, "--seed_everything", str(seed), "--before", "false", "--output", str(place))
+        command(
+            "compress",
+            *given,
+            "--seed_everything",
+            str(seed),
+            "--before",
+            "false",
+            "--resume",
+            "auto",
+            "--output",
+            str(place),
+        )
     return place
 
 
