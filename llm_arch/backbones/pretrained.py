@@ -173,6 +173,29 @@ class Pretrained(Backbone):
         states = self._run(self._padded_attention, fields, all_hidden)
         return Hidden(grid.unpad(states[-1]), tuple(grid.unpad(s) for s in states) if all_hidden else None)
 
+    def attentions(self, batch: Batch, inputs_embeds: Tensor | None = None) -> tuple[Hidden, tuple[Tensor, ...]]:
+        """States of the batch's tokens, and how each layer attends, lowest first: (B, H, L, L), padded.
+
+        For this call alone the model runs padded, without dropout, and with attention whose weights are formed.
+
+        Args:
+            batch: flat or padded.
+            inputs_embeds: as in `forward`.
+
+        Raises:
+            UserError: the model gives no such weights.
+        """
+        grid = Grid(batch)
+        words = batch.input_ids if inputs_embeds is None else inputs_embeds
+        pad = getattr(self.config, "pad_token_id", None)
+        fields = grid.inputs(words, self.embeddings, pad) | {k: grid.pad(v) for k, v in self._fields(batch).items()}
+        with as_transformers(self.model, "eager"):
+            out = self.model(**fields, output_attentions=True)
+        maps = tuple(getattr(out, "attentions", None) or ())
+        if not maps or any(one is None or one.dim() != 4 for one in maps):
+            raise UserError(f"{self.config.model_type} does not tell how it attends; take a method without attention")
+        return Hidden(grid.unpad(out.last_hidden_state)), maps
+
     def _fields(self, batch: Batch) -> dict[str, Tensor]:
         fields = {}
         if "position_ids" in self._arguments and self._tells_positions:

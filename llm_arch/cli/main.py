@@ -19,6 +19,7 @@ VERBS = {
     "benchmark": "compare saved models in size, speed, memory and metric",
     "export": "write a saved model for ONNX Runtime, OpenVINO or torch.export",
     "predict": "predict with a saved model, one JSON object a line",
+    "explain": "say which words a saved model's predictions come from",
     "perplexity": "how far texts are from what a saved language model was pretrained on",
     "zero-shot": "multiple choice by a saved causal language model that was not trained on it",
     "generate": "go on with texts, by a saved causal language model",

@@ -70,7 +70,7 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
             complain(f"unknown option {option}" + (f"; did you mean {near[0]}?" if near else ""))
     parser.error = complain  # type: ignore[method-assign, assignment]
     options = parser.parse_args(arguments)
-    if "model" in options and options.output and Path(options.output).is_dir():
+    if "model" in options and getattr(options, "output", None) and Path(options.output).is_dir():
         raise UserError(f"--output {options.output} is a directory; name a file")
     if "check" in options and options.check:
         for name in filter(None, (options.model, getattr(options, "ner", None))):

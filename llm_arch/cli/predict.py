@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -55,6 +54,7 @@ def run(arguments: list[str]) -> None:
     if options.as_rows and options.ner:
         raise UserError("--as-rows is of rows with their entities, and --ner finds them in plain texts; leave one out")
     from llm_arch.cli.quiet import quiet
+    from llm_arch.cli.rows import with_line
 
     quiet()
     from llm_arch.inference.directory import load
@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> None:
                     line = {name: values[name] for name in _needed(columns_of(values))} | prediction.to_dict()
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except UserError as error:
-            raise UserError(_with_line(str(error), options.input, waiting)) from error
+            raise UserError(with_line(str(error), options.input, waiting)) from error
     if useless:
         print(f"note: rows left out, of whose predictions no training row can be made: {useless}", file=sys.stderr)
     if predictor.truncated:
@@ -118,22 +118,8 @@ def _needed(columns: Mapping[str, bool]) -> list[str]:
 
 
 def _rows(options: argparse.Namespace, data: DataModule, columns: list[str]) -> Iterator[Row]:
-    from llm_arch.cli.rows import rows_of
-    from llm_arch.data.sources import Row
+    from llm_arch.cli.rows import rows_of, rows_of_texts
 
     if options.input:
         return rows_of(data.source(options.input))
-    if len(columns) > 1:
-        raise UserError(f"this model takes {' and '.join(columns)}; give them as columns of a file with --input")
-    for number, text in enumerate(options.text, start=1):
-        if not text.strip():
-            raise UserError(f"--text: text {number} is empty; leave it out")
-    return (Row(i, {columns[0]: text}) for i, text in enumerate(options.text, start=1))
-
-
-def _with_line(message: str, name: str | None, rows: Mapping[int, Row]) -> str:
-    """Name the line of the file instead of the number of the row."""
-    found = re.match(r"row (\d+):? (.*)", message)
-    if not found or int(found[1]) - 1 not in rows:
-        return message
-    return f"{name or '--text'}, line {rows[int(found[1]) - 1].line}: {found[2]}"
+    return rows_of_texts(options.text, columns)

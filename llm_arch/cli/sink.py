@@ -14,22 +14,25 @@ from llm_arch.types import UserError
 
 
 @contextmanager
-def sink(name: str | None) -> Iterator[TextIO]:
+def sink(name: str | None, option: str = "--output") -> Iterator[TextIO]:
     """A stream to write to.
 
     Args:
         name: a file, which appears once everything is written; None for the terminal.
+        option: what the user named it with.
 
     Raises:
-        UserError: when the file's folder does not exist.
+        UserError: when the file is a directory, or its folder does not exist.
     """
     if name is None:
         yield sys.stdout
         sys.stdout.flush()
         return
     path = Path(name)
+    if path.is_dir():
+        raise UserError(f"{option} {name} is a directory; name a file")
     if not path.parent.is_dir():
-        raise UserError(f"--output {name}: the folder {path.parent} does not exist; make it first")
+        raise UserError(f"{option} {name}: the folder {path.parent} does not exist; make it first")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from llm_arch.corpus.surfaces import size
+from llm_arch.data.origins import Origins, places_of
 from llm_arch.data.reading import encoded_rows, note_bad_row
 from llm_arch.data.sources import Row, Source
 from llm_arch.data.store import key_of, stored
@@ -199,6 +200,20 @@ class RowFormat(Configured, ABC):
         seconds = [b for _, b in pairs if b is not None]
         ids, types, cut = token_ids(self.tokenizer, [a for a, _ in pairs], seconds or None, self.max_length)
         return {"input_ids": ids, "token_type_ids": types or [None] * len(pairs)}, {"truncated": sum(cut)}
+
+    def origins(self, values: Mapping[str, Any]) -> Origins:
+        """Which characters of its texts each token of a row shows, as `encode` reads it to predict.
+
+        A format whose `encode` does otherwise than this one's overrides this too.
+        """
+        first, second = self.texts(values)
+        backend = self.tokenizer.backend_tokenizer
+        backend.enable_truncation(self.max_length, direction=self.tokenizer.truncation_side)
+        backend.no_padding()
+        names = [name for name, always in self.columns_of(values).items() if always]
+        texts = [first] if second is None else [first, second]
+        encoding = backend.encode(*texts)
+        return Origins(dict(zip(names, texts, strict=False)), places_of(encoding))
 
     def load_source(self, source_name: str, labelled: bool = True) -> tuple[Any, dict[str, Any]]:
         """Rows of one source, memory-mapped, and facts about them; read and tokenized when they are not kept yet.

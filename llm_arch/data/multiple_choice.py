@@ -16,6 +16,7 @@ from torch import Tensor
 from llm_arch.data.cells import text_fault
 from llm_arch.data.choices import choices_of, place_of
 from llm_arch.data.module import DataModule
+from llm_arch.data.origins import NOWHERE, Origins, Place, places_of
 from llm_arch.types import LabelSpace, Prediction, UserError
 
 
@@ -146,10 +147,9 @@ class MultipleChoiceData(DataModule):
         """Tokenize each choice with its question; the sequences of a row are its `windows`."""
         pairs, sizes = [], []
         for values in rows:
-            context, question = self._question(values)
-            texts = [text for _, text in self._choices(values)]
-            pairs += [(context, f"{question} {text}") if context else (question, self._gap + text) for text in texts]
-            sizes.append(len(texts))
+            own = self._pairs(values)
+            pairs += own
+            sizes.append(len(own))
         first, second = map(list, zip(*pairs, strict=True))
         encoded = self.tokenizer(
             first, second, truncation=True, max_length=self.max_length, return_attention_mask=False
@@ -167,6 +167,39 @@ class MultipleChoiceData(DataModule):
             start += size
         words = sum(len(a.split()) + len(b.split()) for a, b in pairs)
         return columns, {"truncated": truncated, "words": words}
+
+    def _pairs(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The two texts of each choice's sequence."""
+        context, question = self._question(values)
+        texts = [text for _, text in self._choices(values)]
+        return [(context, f"{question} {text}") if context else (question, self._gap + text) for text in texts]
+
+    def origins(self, values: Mapping[str, Any]) -> Origins:
+        """The question and the context stand in the sequence of every choice, which is a text of its own."""
+        context, question = self._question(values)
+        choices = {
+            f"choice {i if label is None else label}": text for i, (label, text) in enumerate(self._choices(values))
+        }
+        asked = {self.question_column: question} | ({self.context_column: context} if self.context_column else {})
+        before = len(question) + 1 if context else len(self._gap)  # what stands before a choice in its own text
+        backend = self.tokenizer.backend_tokenizer
+        backend.enable_truncation(self.max_length, direction=self.tokenizer.truncation_side)
+        backend.no_padding()
+
+        def moved(place: Place, choice: int) -> Place:
+            text, start, end = place
+            if text == 1 and end > before:
+                return len(asked) + choice, max(0, start - before), end - before
+            if text == 1:  # the question, behind a context
+                return (0, start, min(end, len(question))) if context else NOWHERE
+            return (text, start, end) if text < 0 or not context else (1, start, end)
+
+        places = [
+            moved(place, choice)
+            for choice, pair in enumerate(self._pairs(values))
+            for place in places_of(backend.encode(*pair))
+        ]
+        return Origins({**asked, **choices}, places)
 
     @cached_property
     def _gap(self) -> str:

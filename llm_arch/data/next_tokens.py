@@ -13,6 +13,7 @@ from llm_arch.corpus.pieces import Numbers, cut
 from llm_arch.corpus.rows import PieceRows
 from llm_arch.data.batching import Indices
 from llm_arch.data.corpus import CorpusData
+from llm_arch.data.origins import NOWHERE, Origins, places_of
 from llm_arch.types import Batch, Prediction
 
 
@@ -91,6 +92,14 @@ class NextTokenData(CorpusData):
         ids = [[*first, *tokens[-room:]] if tokens else [] for tokens in encoded]
         truncated = sum(len(tokens) > room for tokens in encoded)
         return {"input_ids": ids, "token_type_ids": [None] * len(ids)}, {"truncated": truncated}
+
+    def origins(self, values: Mapping[str, Any]) -> Origins:
+        """Of what is too long the end, as `encode` does."""
+        text = self.texts(values)[0]
+        (encoding,) = self.tokenizer([text], add_special_tokens=False, return_attention_mask=False).encodings
+        first = [] if self._first is None else [NOWHERE]
+        places = places_of(encoding)[-(self.max_length - len(first)) :]
+        return Origins({self.text_column: text}, [*first, *places])
 
     def complete(self, prediction: Prediction, texts: tuple[str, str | None]) -> Prediction:
         """The tokens that may come next, with their text."""

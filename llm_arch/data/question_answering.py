@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from torch import Tensor
 from llm_arch.data.answers import Names, answers_fault, answers_of, characters, shown_tokens, token_span
 from llm_arch.data.cells import text_fault
 from llm_arch.data.module import DataModule
+from llm_arch.data.origins import Origins, places_of
 from llm_arch.data.sources import Row, Source
 from llm_arch.data.squad import read_squad
 from llm_arch.data.windows import windowed
@@ -164,6 +166,16 @@ class QuestionAnsweringData(DataModule):
             counts["windowed"] += columns["windows"] is not None
             counts["inside"] += inside
         return {name: [row[name] for row in found] for name in found[0]}, counts
+
+    def origins(self, values: Mapping[str, Any]) -> Origins:
+        """In windows, as `encode` makes them."""
+        question, context = self.texts(values)
+        (encoding,) = self.tokenizer([question], [context], return_attention_mask=False).encodings
+        placed = SimpleNamespace(  # places are cut as tokens are
+            ids=places_of(encoding), sequence_ids=encoding.sequence_ids, offsets=encoding.offsets
+        )
+        texts = {self.names.question: question, self.names.context: context or ""}
+        return Origins(texts, self._windows(context or "", placed, None)[0]["input_ids"])
 
     def _windows(
         self, context: str, encoding: Any, types: list[int] | None

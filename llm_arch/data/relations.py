@@ -13,6 +13,7 @@ from torch import Tensor
 from llm_arch.data.cells import text_fault
 from llm_arch.data.labels import in_order, label_fault, unknown_label
 from llm_arch.data.module import DataModule
+from llm_arch.data.origins import NOWHERE, Origins, places_of
 from llm_arch.data.semeval import Names, read_semeval
 from llm_arch.data.sources import Source
 from llm_arch.types import LabelSpace, Prediction, UserError
@@ -158,6 +159,25 @@ class RelationExtractionData(DataModule):
             parts += [text[last:at], marker]
             length, last = places[marker] + len(marker), at
         return "".join([*parts, text[last:]]), [places[marker] for marker in self.added_tokens]
+
+    def origins(self, values: Mapping[str, Any]) -> Origins:
+        """In characters of the text without markers, cut as `encode` does."""
+        marked, marks = self._marked(values)
+        (encoding,) = self.tokenizer([marked], return_attention_mask=False, return_token_type_ids=False).encodings
+        lengths = {place: len(marker) for place, marker in zip(marks, self.added_tokens, strict=True)}
+
+        def before(character: int) -> int:
+            """How many characters of markers stand before one of the marked text."""
+            return sum(length for place, length in lengths.items() if place < character)
+
+        places = [
+            (0, start - before(start), end - before(end)) if text == 0 and start not in lengths else NOWHERE
+            for text, start, end in places_of(encoding)
+        ]
+        if len(places) > self.max_length:
+            tokens = [encoding.char_to_token(character) for character in marks]
+            places = [places[i] for i in self._nearest(tokens, encoding.special_tokens_mask)]
+        return Origins({self.names.text: values[self.names.text]}, places)
 
     def _nearest(self, places: Sequence[int], special: Sequence[int]) -> list[int]:
         """Which tokens of a long row to keep: markers, then the entities, then what is nearest to either, in order."""

@@ -16,6 +16,7 @@ from llm_arch.data.cells import text_fault
 from llm_arch.data.conll import Columns, read_conll
 from llm_arch.data.files import Row, read_delimited
 from llm_arch.data.module import DataModule
+from llm_arch.data.origins import Origins, places_of
 from llm_arch.data.sources import ANY_SUFFIX, Source
 from llm_arch.data.spans import span_fault, text_words
 from llm_arch.data.tagged import OnInvalidTag, in_scheme, tags_among, tokens_fault
@@ -180,6 +181,16 @@ class TokenClassificationData(DataModule):
             counts["inside"] += inside
             counts["words"] += len(words)
         return {name: [row[name] for row in found] for name in found[0]}, counts
+
+    def origins(self, values: Mapping[str, Any]) -> Origins:
+        """In windows, as `encode` makes them."""
+        text = self.texts(values)[0]
+        (encoding,) = self.tokenizer([text], return_attention_mask=False, return_token_type_ids=False).encodings
+        first, count = content_of(encoding.special_tokens_mask)
+        words, tokens, _, _ = self._words(values, encoding.offsets[first : first + count], False)
+        places: list[Any] = places_of(encoding)  # cut as tokens are
+        row = row_of_words(places, first, count, words, tokens, self.max_length, self.stride)
+        return Origins({next(iter(self.columns_of(values))): text}, row["input_ids"])
 
     def _words(
         self, values: Mapping[str, Any], offsets: Sequence[Word], labelled: bool

@@ -20,6 +20,7 @@ from llm_arch.corpus import cache  # as a module: it imports from llm_arch.data
 from llm_arch.corpus.template import Template
 from llm_arch.data.collate import Numbers, flat_batch
 from llm_arch.data.module import DataModule
+from llm_arch.data.origins import Origins, places_of, with_nowhere
 from llm_arch.types import Backbone, Batch, Detokenizer, LabelSpace, Prediction, UserError
 
 HOLE = "\0"  # in what metrics are told of a prompt: where the text that was written goes
@@ -194,6 +195,21 @@ class WrittenData(DataModule):
         }
         words = sum(len(p.text.split()) for p in flat)
         return columns, {"truncated": sum(cut for _, _, cut in found), "words": words}
+
+    def origins(self, values: Mapping[str, Any]) -> Origins:
+        """As a decoder reads what is given; places are cut and put together as tokens are."""
+        given = self.said(values, False)
+        encodings = self.tokenizer(
+            [part.text for part in given], add_special_tokens=False, return_attention_mask=False
+        ).encodings
+        names = ["prompt"] if len(given) == 1 else [f"part {number}" for number in range(1, len(given) + 1)]
+        parts: list[Any] = [
+            ([(i, start, end) for _, start, end in places_of(encoding)], part.learnt)
+            for i, (part, encoding) in enumerate(zip(given, encodings, strict=True))
+        ]
+        places, sizes, _ = self._cut(parts)
+        texts = dict(zip(names, (part.text for part in given), strict=True))
+        return Origins(texts, with_nowhere(self._sequence(_Row(places, sizes))[0]))
 
     def _cut(self, parts: list[tuple[list[int], bool]]) -> tuple[list[int], list[int], bool]:
         """Tokens of a row that fit, how many each part has (given and learnt in turn), and whether any was lost."""

@@ -14,10 +14,21 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
-from llm_arch.heads.labels import LabelPrediction
+from llm_arch.heads.labels import LabelPrediction, label_target
 from llm_arch.heads.language import MaskedHead, new_linear
 from llm_arch.heads.vocabulary import LanguageModelMetrics
-from llm_arch.types import Batch, Hidden, LabelSpace, Loss, Prediction, Taught, UserError, divergence
+from llm_arch.types import (
+    Batch,
+    Hidden,
+    LabelSpace,
+    Loss,
+    Prediction,
+    Reading,
+    Target,
+    Taught,
+    UserError,
+    divergence,
+)
 
 
 class BertPretraining(MaskedHead):
@@ -93,6 +104,15 @@ class BertPretraining(MaskedHead):
             label = max(scores, key=scores.__getitem__)
             found.append(LabelPrediction(index, label, scores[label], scores))
         return found
+
+    def logit_rows(self, batch: Batch) -> Tensor:
+        """(B,): the rows of the pairs, of which the logits are."""
+        return batch.row_of_sequence
+
+    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
+        """The logit of a label of pairs: the predicted one unless told."""
+        predicted: str = prediction.label  # type: ignore[attr-defined]
+        return label_target(self.label_space, predicted if wanted is None else wanted)
 
 
 class BertPretrainingMetrics(LanguageModelMetrics):

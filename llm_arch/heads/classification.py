@@ -5,7 +5,7 @@ Legend: T tokens, B sequences, D hidden size, C classes, K logits a sequence (1 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchmetrics import Metric
 
 from llm_arch.heads.labels import LabelPrediction as LabelPrediction  # users find it beside the other
+from llm_arch.heads.labels import label_target
 from llm_arch.heads.metrics import ClassificationMetrics
 from llm_arch.heads.weights import ClassWeights, weights_of
 from llm_arch.types import (
@@ -24,6 +25,8 @@ from llm_arch.types import (
     Loss,
     Pooling,
     Prediction,
+    Reading,
+    Target,
     Taught,
     UserError,
     divergence,
@@ -179,6 +182,22 @@ class SequenceClassification(Head):
                 label = self.label_space.names[choice]
                 found.append(LabelPrediction(index, label, scores[label], scores))
         return found
+
+    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
+        """The logit of a label: the predicted one, of a set the most probable; of two as one logit, its log-odds."""
+        if wanted is None:
+            scores: dict[str, float] = prediction.scores  # type: ignore[attr-defined]
+            chosen = getattr(prediction, "label", None)
+            wanted = max(scores, key=scores.__getitem__) if chosen is None else chosen
+        found = label_target(self.label_space, wanted)
+        if self.binary:
+            return replace(found, cells=((0, 0, 1.0 if self.label_space.index(wanted) else -1.0),))
+        return found
+
+    def contrast(self, target: Target, against: Target) -> Target:
+        """The difference of their logits; of two labels as one logit that is the logit itself."""
+        found = super().contrast(target, against)
+        return replace(found, cells=target.cells) if self.binary else found
 
 
 def _as_two(logits_BK: Tensor) -> Tensor:

@@ -70,9 +70,28 @@ def log_likelihood(emissions_WC: Tensor, tags_W: Tensor, row_W: Tensor, scores: 
     if not len(row_W):
         return given
     order_W, active = _by_position(row_W)
-    alphas = _forward(emissions_WC[order_W].split(active), scores)
-    ended = [alpha_KC[later:] for alpha_KC, later in zip(alphas, [*active[1:], 0], strict=True)]
-    return given - (torch.cat(ended) + scores.end_C).logsumexp(1).sum()
+    return given - _totals(emissions_WC[order_W].split(active), active, scores).sum()
+
+
+def log_partition(emissions_WC: Tensor, row_W: Tensor, rows: int, scores: Scores) -> Tensor:
+    """(R,) log of the summed weights of all tag sequences of each row; 0 for rows without words.
+
+    With the emissions of some tags far below all others it is that of the sequences without these tags.
+
+    Args:
+        emissions_WC: score of each tag for each word.
+        row_W: the row of each word; the words of a row stand together, in order.
+        rows: R.
+        scores: start, end and transitions.
+    """
+    emissions_WC = _exact(emissions_WC)
+    total_R = emissions_WC.new_zeros(rows)
+    if not len(row_W):
+        return total_R
+    order_W, active = _by_position(row_W)
+    longest_first = row_W[order_W[: active[0]]]
+    ended = [longest_first[later:count] for count, later in zip(active, [*active[1:], 0], strict=True)]
+    return total_R.index_add(0, torch.cat(ended), _totals(emissions_WC[order_W].split(active), active, scores))
 
 
 @torch.no_grad()
@@ -127,6 +146,13 @@ def _forward(steps: tuple[Tensor, ...], scores: Scores) -> list[Tensor]:
         alpha_KC = (alpha_KC[: len(emission_KC), :, None] + scores.transition_CC).logsumexp(1) + emission_KC
         alphas.append(alpha_KC)
     return alphas
+
+
+def _totals(steps: tuple[Tensor, ...], active: list[int], scores: Scores) -> Tensor:
+    """Log of the summed weights of all tag sequences of each row, those that end first coming first."""
+    alphas = _forward(steps, scores)
+    ended = [alpha_KC[later:] for alpha_KC, later in zip(alphas, [*active[1:], 0], strict=True)]
+    return (torch.cat(ended) + scores.end_C).logsumexp(1)
 
 
 def _by_position(row_W: Tensor) -> tuple[Tensor, list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_arch.types import Prediction
+from llm_arch.types import LabelSpace, Prediction, Target
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,12 @@ class LabelPrediction(Prediction):
     label: str
     score: float
     scores: dict[str, float]
+
+
+def label_target(labels: LabelSpace, label: str, kind: str = "label") -> Target:
+    """The logit of a label, where there is one for each.
+
+    Raises:
+        UserError: there is no such label; it lists those there are.
+    """
+    return Target(f"{kind} {label}", ((0, labels.index(label), 1.0),))

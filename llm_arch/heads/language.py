@@ -20,7 +20,19 @@ from transformers.activations import ACT2FN
 
 from llm_arch.heads.vocabulary import LanguageModelMetrics, vocabulary_loss, vocabulary_scores
 from llm_arch.heads.vocabulary_divergence import vocabulary_divergence
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Taught, UserError
+from llm_arch.types import (
+    Backbone,
+    Batch,
+    Head,
+    Hidden,
+    LabelSpace,
+    Loss,
+    Prediction,
+    Reading,
+    Target,
+    Taught,
+    UserError,
+)
 
 _STD = 0.02  # of new weights, as in BERT and GPT-2
 _PARTS = {"dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"}  # of a checkpoint's head that is complete
@@ -206,13 +218,32 @@ class VocabularyHead(Head):
     def best_tokens(self, logits: Tensor, batch: Batch) -> list[list[list[TokenScore]]]:
         """For each of the R rows, for each of its cells in order: the K most probable tokens, best first."""
         score_MK, id_MK = logits.float().softmax(1).topk(min(self.top_k, logits.shape[1]), 1)
-        cells_M = self.cells(batch)
-        segments_M = batch.segments if cells_M is None else batch.segments[cells_M]
         rows: list[list[list[TokenScore]]] = [[] for _ in range(batch.rows)]
-        row_M = batch.row_of_sequence[segments_M].tolist()
+        row_M = self.logit_rows(batch).tolist()
         for row, ids, scores in zip(row_M, id_MK.tolist(), score_MK.tolist(), strict=True):
             rows[row].append([TokenScore(*pair) for pair in zip(ids, scores, strict=True)])
         return rows
+
+    def logit_rows(self, batch: Batch) -> Tensor:
+        """(M,): the rows of the cells."""
+        cells_M = self.cells(batch)
+        return batch.row_of_sequence[batch.segments if cells_M is None else batch.segments[cells_M]]
+
+    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
+        """The logit of a token where the model was asked: the most probable one unless told, at the first mask.
+
+        Raises:
+            UserError: what is wanted is no single token.
+        """
+        # Of a row with several masks the first is explained; of a causal model there is the next token alone.
+        best: list[TokenScore] = getattr(prediction, "tokens", None) or prediction.fills[0]  # type: ignore[attr-defined]
+        ids = [best[0].id] if wanted is None else list(reading.token_ids(wanted))
+        if len(ids) != 1:
+            parts = ", ".join(repr(reading.token_text(token)) for token in ids)
+            raise UserError(
+                f"{wanted!r} is {len(ids)} tokens of this model ({parts}), which says one at a time; name a single one"
+            )
+        return Target(f"token {reading.token_text(ids[0])!r}", ((0, ids[0], 1.0),))
 
 
 class MaskedHead(VocabularyHead):

@@ -12,7 +12,20 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from torchmetrics import Metric
 
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, Taught, UserError
+from llm_arch.types import (
+    Backbone,
+    Batch,
+    Head,
+    Hidden,
+    LabelSpace,
+    Loss,
+    Pooling,
+    Prediction,
+    Reading,
+    Target,
+    Taught,
+    UserError,
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,14 @@ class MultipleChoice(Head):
             named = {str(number): score for number, score in enumerate(own)}
             found.append(ChoicePrediction(index, str(choice), "", own[choice], named))
         return found
+
+    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
+        """The logit of a choice by its label: the one that was taken unless told."""
+        labels = list(prediction.scores)  # type: ignore[attr-defined]
+        label = prediction.label if wanted is None else wanted  # type: ignore[attr-defined]
+        if label not in labels:
+            raise UserError(f"there is no choice {label!r}; the choices are: {', '.join(labels)}")
+        return Target(f"choice {label}", ((labels.index(label), 0, 1.0),))
 
 
 class ChoiceAccuracy(Metric):

@@ -6,6 +6,7 @@ D hidden size, M most tokens of an answer, K best spans.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,12 +25,15 @@ from llm_arch.types import (
     Loss,
     Pooling,
     Prediction,
+    Reading,
+    Target,
     Taught,
     UserError,
     Words,
 )
 
 _NEVER = float("-inf")
+_NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,35 @@ class QuestionAnswering(Head):
                 best = listed[0]
                 predictions.append(AnswerPrediction(index, "", best.start, best.end, best.score, null, listed[1:]))
         return predictions
+
+    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
+        """The logits of a span's start and end together, or those of no answer: what was answered unless told.
+
+        `wanted` is the characters of a span of the context (`12-20`), an answer that stands in it once, or `no answer`.
+        """
+        context = [*reading.texts.values()][-1]
+        if wanted is None:
+            start, end = prediction.start, prediction.end  # type: ignore[attr-defined]
+        else:
+            start, end = (None, None) if wanted == _NO_ANSWER else _span_of(wanted, context)
+        if start is None:
+            place = len(reading.words)
+            return Target(_NO_ANSWER, ((place, 0, 1.0), (place, 1, 1.0)))
+        first, stop = reading.words_of(start, end, context)
+        return Target(f"answer {context[start:end]!r}", ((first, 0, 1.0), (stop - 1, 1, 1.0)))
+
+
+def _span_of(wanted: str, context: str) -> tuple[int, int]:
+    """The characters that a user means."""
+    if found := re.fullmatch(r"(\d+)-(\d+)", wanted):
+        return int(found[1]), int(found[2])
+    if not wanted or context.count(wanted) != 1:
+        times = f"{context.count(wanted)} times" if wanted and wanted in context else "nowhere"
+        raise UserError(
+            f"the answer {wanted!r} stands {times} in the context; name its characters, such as 12-20, or no answer"
+        )
+    start = context.index(wanted)
+    return start, start + len(wanted)
 
 
 def _words(batch: Batch) -> Words:

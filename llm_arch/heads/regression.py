@@ -14,7 +14,20 @@ from torch.nn.functional import huber_loss, l1_loss, mse_loss
 from torchmetrics import Metric
 
 from llm_arch.heads.numbers import NumberMetrics
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, Taught, UserError
+from llm_arch.types import (
+    Backbone,
+    Batch,
+    Head,
+    Hidden,
+    LabelSpace,
+    Loss,
+    Pooling,
+    Prediction,
+    Reading,
+    Target,
+    Taught,
+    UserError,
+)
 
 Error = Literal["mse", "huber", "mae"]
 
@@ -126,6 +139,12 @@ class Regression(Head):
         """The number of each sequence."""
         rows = zip(batch.index.tolist(), self.values(logits).tolist(), strict=True)
         return [NumberPrediction(index, value) for index, value in rows]
+
+    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
+        """The number, in the unit of the data."""
+        if wanted is not None:
+            raise UserError(f"a regression gives one number, and there is no {wanted!r} to explain; leave --target out")
+        return Target("the number", ((0, 0, float(self.deviation)),), float(self.mean))
 
 
 def _targets(batch: Batch) -> Tensor:

@@ -13,9 +13,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
+from llm_arch.heads.labels import label_target
 from llm_arch.heads.relations import RelationMetrics
 from llm_arch.heads.weights import ClassWeights, weights_of
-from llm_arch.types import Backbone, Batch, Head, Hidden, LabelSpace, Loss, Pooling, Prediction, UserError
+from llm_arch.types import (
+    Backbone,
+    Batch,
+    Head,
+    Hidden,
+    LabelSpace,
+    Loss,
+    Pooling,
+    Prediction,
+    Reading,
+    Target,
+    UserError,
+)
 
 States = Literal["markers", "means", "both"]
 _VECTORS = {"markers": 2, "means": 3, "both": 5}
@@ -138,6 +151,11 @@ class RelationExtraction(Head):
             label = max(names, key=scores.__getitem__)
             found.append(RelationPrediction(index, label, scores[label], scores))
         return found
+
+    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
+        """The logit of a relation: the predicted one unless told."""
+        predicted: str = prediction.label  # type: ignore[attr-defined]
+        return label_target(self.label_space, predicted if wanted is None else wanted, "relation")
 
 
 def _markers(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -129,8 +129,15 @@ class TextGeneration(LanguageModel):
     def _language(self) -> str:
         return "en" if self._detokenizer is None else self._detokenizer.language
 
+    def asking(self, batch: Batch) -> Batch:
+        """With the last cell of each sequence to be told, so that `forward` gives logits of the next token there."""
+        last_B = batch.starts + batch.lengths - 1
+        return replace(batch, labels={"positions": last_B, "targets": torch.zeros_like(last_B)})
+
     def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
-        """What was written; the data knows it as text."""
+        """What was written; the data knows it as text. Of logits, what comes next."""
+        if logits.is_floating_point():
+            return super().decode(logits, batch)
         rows = zip(batch.row_index.tolist(), logits.tolist(), strict=True)
         return [GeneratedPrediction(index, "", tuple(t for t in ids if t != _NONE)) for index, ids in rows]
 

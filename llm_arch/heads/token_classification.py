@@ -5,6 +5,8 @@ Legend: T tokens, W words, D hidden size, C classes (tags).
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
-from llm_arch.heads.crf import CRF, Scores, log_likelihood, marginals, viterbi
+from llm_arch.heads.crf import CRF, Scores, log_likelihood, log_partition, marginals, viterbi
 from llm_arch.heads.entities import EntityMetrics
 from llm_arch.heads.weights import ClassWeights, weights_of
-from llm_arch.tags import OUTSIDE, Allowed, allowed, entities, scheme_of
-from llm_arch.types import Batch, Head, Hidden, LabelSpace, Loss, Prediction, UserError, Words
+from llm_arch.tags import OUTSIDE, Allowed, Entity, allowed, entities, scheme_of, split_tag, tags_of
+from llm_arch.types import Batch, Head, Hidden, LabelSpace, Loss, Prediction, Reading, Target, UserError, Words
 
 Decoding = Literal["valid", "greedy"]
+
+_FAR = -1e4  # added to the emissions of tags that are left out; gradients through -inf would be NaN
+_NO_ENTITY = "no entity"
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,71 @@ class TokenClassification(Head):
             found.append(EntityPrediction(index, spans))
             first += count
         return found
+
+    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
+        """The tags of an entity's words: of the most probable that was found, or of "no entity", unless told.
+
+        Args:
+            prediction: the entities that were found.
+            reading: the row.
+            wanted: characters and label of a span (`0-5:PER`); characters alone, as what was found there; a label
+                alone, of the most probable entity that has it; or `no entity`: all words are outside of one.
+        """
+        found: list[EntitySpan] = prediction.entities  # type: ignore[attr-defined]
+        count, text = len(reading.words), [*reading.texts.values()][0]
+        parts = re.fullmatch(r"(\d+)-(\d+)(?::(.+))?", wanted or "")
+        if wanted == _NO_ENTITY or (wanted is None and not found):
+            if not count:
+                raise UserError("the model has read no word of this text; name another")
+            outside = self.label_space.index(OUTSIDE)
+            return Target(_NO_ENTITY, tuple((word, outside, 1 / count) for word in range(count)))
+        if parts:
+            start, end = int(parts[1]), int(parts[2])
+            label = parts[3] or next((e.label for e in found if (e.start, e.end) == (start, end)), None)
+            if label is None:
+                raise UserError(
+                    f"nothing was found at {start}-{end}; say as what to explain it, such as {wanted}:LABEL"
+                )
+        else:
+            same = [entity for entity in found if wanted in (None, entity.label)]
+            if wanted is not None:
+                self._check_label(wanted)
+            if not same:
+                raise UserError(f"no entity {wanted} was found; name the characters of one, such as 0-5:{wanted}")
+            best = max(same, key=lambda entity: entity.score)
+            start, end, label = best.start, best.end, best.label
+        self._check_label(label)
+        first, stop = reading.words_of(start, end, text)
+        tags = tags_of([Entity(0, stop - first, label)], stop - first, self.scheme)
+        columns = [self.label_space.index(tag) for tag in tags]
+        cells = tuple((first + i, column, 1 / (stop - first)) for i, column in enumerate(columns))
+        return Target(f"entity {start}-{end} as {label}", cells)
+
+    def _check_label(self, label: str) -> None:
+        known = sorted({split_tag(name)[1] for name in self.label_space.names} - {""})
+        if label not in known:
+            raise UserError(f"unknown label {label!r}; the labels are: {', '.join(known)}")
+
+    def explained(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """(R,) the mean logit of a target's tags; with a CRF the log-probability that its words have these tags."""
+        if self.crf is None:
+            return super().explained(logits, batch, targets)
+        row_W, emissions_WC, scores = _words(batch).row, _emissions(logits), self._scores()
+        first_R = torch.bincount(row_W, minlength=batch.rows).cumsum(0)
+        first_R = first_R - torch.bincount(row_W, minlength=batch.rows)
+        starts = first_R.tolist()
+
+        def summed(sign: float) -> Tensor:
+            """Over the tag sequences that have the tags whose weight has this sign."""
+            cells = [(starts[r] + w, c) for r, t in enumerate(targets) for w, c, weight in t.cells if weight * sign > 0]
+            kept_WC = torch.zeros_like(emissions_WC)
+            if cells:
+                word, column = torch.tensor(cells, device=row_W.device).T
+                kept_WC[word] = _FAR
+                kept_WC[word, column] = 0.0
+            return log_partition(emissions_WC + kept_WC, row_W, batch.rows, scores)
+
+        return summed(1.0) - summed(-1.0)  # where nothing is set against it, the second is the sum over all
 
     def _scores(self) -> Scores:
         """The scores of transitions for decoding: the CRF's or zeros, with -inf where the rules forbid."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,16 @@ class Predictor:
             yield from self._chunk(chunk, start)
             start += len(chunk)
 
-    def _chunk(self, rows: list[Mapping[str, Any]], start: int) -> list[Prediction]:
+    def encoded(self, rows: Sequence[Mapping[str, Any]], start: int = 0) -> dict[str, list[Any]]:
+        """Rows as columns of tokens, and the model in eval mode.
+
+        Args:
+            rows: mappings with the columns that the model was trained on.
+            start: number of the first row, from 0.
+
+        Raises:
+            UserError: for a row that can't be used, naming its number.
+        """
         data = self.model.data
         for part in (self.model.backbone, self.model.head):
             if part.training:  # it was trained on
@@ -93,6 +102,10 @@ class Predictor:
         for i, fault in encoding_faults(columns).items():
             raise UserError(f"row {start + i + 1}: {fault}")
         self.truncated += counts.get("truncated", 0)
+        return columns
+
+    def _chunk(self, rows: list[Mapping[str, Any]], start: int) -> list[Prediction]:
+        data, columns = self.model.data, self.encoded(rows, start)
         if len(rows) == 1:  # a request: needs no plan
             plan = [np.zeros(1, np.int64)]
         else:

@@ -2,6 +2,7 @@
 
 from llm_arch.types.batch import Batch, Pooling, Words
 from llm_arch.types.errors import UserError
+from llm_arch.types.explaining import Reading, Target
 from llm_arch.types.labels import LabelSpace
 from llm_arch.types.parts import Backbone, Configured, Head, LossTerm
 from llm_arch.types.teaching import Asked, Taught, Teaches, divergence
@@ -20,6 +21,8 @@ __all__ = [
     "LossTerm",
     "Pooling",
     "Prediction",
+    "Reading",
+    "Target",
     "Taught",
     "Teaches",
     "UserError",
