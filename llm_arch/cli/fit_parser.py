@@ -113,7 +113,7 @@ class FitParser(LightningCLI):
             super().instantiate_classes()
             if self.config.start:
                 take_head(self.config.start, self.model.head)
-            hand_teacher(self.config, self.model.loss_terms, self.trainer.callbacks)
+            hand_teacher(self.config, self.model.loss_terms, self.trainer.callbacks)  # type: ignore[attr-defined]
         except argparse.ArgumentError as error:
             raise UserError(explain(str(error), known_keys(), self.places, _KINDS)) from error
         except (ValueError, MisconfigurationException) as error:
