@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -280,3 +283,16 @@ def test_kept_is_what_the_table_says() -> None:
     assert found.kept.name == "y"
     assert found.times(found.kept) == 2.0
     assert found.times(Way("z")) is None
+
+
+def test_signals_still_reach_the_process(model: Path, rows: Path, tmp_path: Path) -> None:
+    """OpenVINO's plugins, which each come with a stack for signals, once left one that was gone."""
+    pytest.importorskip("openvino")
+    fastest(model, str(rows), tmp_path / "out", runtimes=["openvino"], agreement=0.0, seconds=0.01)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

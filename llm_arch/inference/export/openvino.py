@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,20 @@ class OpenVino(Runtime):
         with tempfile.TemporaryDirectory() as temporary:
             dense = Path(temporary) / onnx.FILE
             onnx.write_fp32(graph, dense, fused=False)
-            model = openvino.Core().read_model(dense)  # `convert_model` does the same, and tells its makers of it
+            model = _core().read_model(dense)  # `convert_model` does the same, and tells its makers of it
             if precision == "int8":
                 _quantize(model)
             openvino.save_model(model, folder / FILE, compress_to_fp16=precision == "half")
 
     def open(self, folder: Path, precision: Precision, outputs: Sequence[str]) -> Run:
         """What runs model.xml, on as many threads as torch has; `half` computes in bf16 where the CPU does."""
-        (openvino,) = need("openvino")
+        need("openvino")
         file, weights = (inside(folder, name, "llm_arch.json") for name in (FILE, WEIGHTS))
         options: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
         if precision != "half":
             options["INFERENCE_PRECISION_HINT"] = "f32"
         try:
-            core = openvino.Core()
+            core = _core()
             model = core.read_model(file, weights)
             if precision == "int8":
                 options |= _group(model)
@@ -67,6 +68,17 @@ class OpenVino(Runtime):
             return [torch.from_numpy(np.array(found[place], dtype=np.float32)) for place in places]
 
         return run
+
+
+@cache
+def _core() -> Any:
+    """The one of this process, which stays.
+
+    Its plugin for CPUs gives the main thread a stack for signals, and takes it back when it goes: of several that go in
+    another order than they came, the last leaves one that is gone, and the next signal ends the process.
+    """
+    (openvino,) = need("openvino")
+    return openvino.Core()
 
 
 def _group(model: Any) -> dict[str, int]:
