@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import tempfile
 import time
@@ -16,10 +17,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from seqeval.metrics.sequence_labeling import get_entities
 
-from benchmarks.evaluation_data import Row, load, write_jsonl
+from benchmarks.evaluation_data import Row, data_root, load, write_jsonl
 from benchmarks.finetune import kind_of, minilm_directory
 from benchmarks.measure import Spread
 from llm_arch import Task, Trainer
+from llm_arch.cli.quiet import quiet
 from llm_arch.inference import Predictor, save
 from llm_arch.inference.directory import load as load_model
 from llm_arch.types import LossTerm
@@ -27,6 +29,53 @@ from llm_arch.types import LossTerm
 SETS = ("sst2", "trec", "wnut17")
 Counts = tuple[int, int, int]  # right, predicted, wanted
 _TURN = 20  # rows
+
+
+def over_sets(
+    part: str,
+    description: str | None,
+    arguments: list[str] | None,
+    run: Callable[[str, Path, Path, argparse.Namespace], dict[str, Any]],
+    write: Callable[[dict[str, Any], argparse.Namespace], None],
+    *,
+    sets: Sequence[str] = SETS,
+    add: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+) -> None:
+    """A part of a benchmark from the command line: every set in turn, and the results written after each.
+
+    Args:
+        part: benchmark and part, as `pruning structure`.
+        description: what it does.
+        arguments: the command line; None for that of the process.
+        run: measures a set, given its name, where the data is, where models are kept, and the options.
+        write: writes the results so far.
+        sets: what may be measured.
+        add: adds options of the part's own.
+    """
+    parser = argparse.ArgumentParser(
+        f"python -m benchmarks.{part}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
+    parser.add_argument("--models", help="folder to keep the models in (default: a temporary one)")
+    parser.add_argument("--sets", nargs="+", choices=sets, default=list(sets))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add(parser)
+    options = parser.parse_args(arguments)
+    root = data_root(options.data)
+    options.data = str(root)
+    quiet()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.sets:
+            found[name] = run(name, root, Path(options.models or scratch), options)
+            write(found, options)
+
+
+def timing_options(parser: argparse.ArgumentParser) -> None:
+    """How much is timed."""
+    parser.add_argument("--rows", type=int, default=100, help="test rows to time")
+    parser.add_argument("--rounds", type=int, default=5)
 
 
 def files(name: str, root: Path, folder: Path) -> dict[str, str]:

@@ -10,20 +10,17 @@ epoch without rounding, as training alone may help or harm too.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.compressed import SETS, Counts, compressed, counts, dense, files, paired_bootstrap, score
+from benchmarks.compressed import Counts, compressed, counts, dense, files, over_sets, paired_bootstrap, score
 from benchmarks.compression_joint import exported
-from benchmarks.evaluation_data import data_root, load
+from benchmarks.evaluation_data import load
 from benchmarks.measure import write_results
 from llm_arch.callbacks.quantization import QuantizationAwareTraining
-from llm_arch.cli.quiet import quiet
 
 MODELS = ("dense", "2.25x", "4x")
 WAYS = ("fp32", "int8", "trained, fp32", "trained, int8", "trained for int8, int8")
@@ -32,27 +29,11 @@ LEARNING_RATE = 5e-5
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run, writing results after every set."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.compression int8",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
-    parser.add_argument("--models", help="folder of the models (default: a temporary one)")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    over_sets("compression int8", __doc__, arguments, run, write, add=_options)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=1, help="of training for int8, and of training without it")
-    options = parser.parse_args(arguments)
-    root = data_root(options.data)
-    options.data = str(root)
-    quiet()
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(options.models or scratch)
-        for name in options.sets:
-            found[name] = run(name, root, folder, options)
-            write(found, options)
 
 
 def run(name: str, root: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:

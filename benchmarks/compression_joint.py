@@ -13,19 +13,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import tempfile
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
-from benchmarks.compressed import SETS, Counts, counts, dense, files, paired_bootstrap, score, speedups
-from benchmarks.evaluation_data import data_root, load
+from benchmarks.compressed import (
+    Counts,
+    counts,
+    dense,
+    files,
+    over_sets,
+    paired_bootstrap,
+    score,
+    speedups,
+    timing_options,
+)
+from benchmarks.evaluation_data import load
 from benchmarks.measure import write_results
 from llm_arch import model_directory
 from llm_arch.cli.main import main as llm_arch
-from llm_arch.cli.quiet import quiet
 
 RECIPE = "compress/joint"
 INT8 = "dense, int8"
@@ -35,28 +41,7 @@ KINDS = ("dense", INT8, "joint", JOINT)
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run, writing results after every set."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.compression joint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
-    parser.add_argument("--models", help="folder to keep the models in (default: a temporary one)")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", type=int, default=100, help="test rows to time")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
-    root = data_root(options.data)
-    options.data = str(root)
-    quiet()
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(options.models or scratch)
-        for name in options.sets:
-            found[name] = run(name, root, folder, options)
-            write(found, options)
+    over_sets("compression joint", __doc__, arguments, run, write, add=timing_options)
 
 
 def command(*arguments: str) -> None:

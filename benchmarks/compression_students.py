@@ -19,17 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
-from benchmarks.compressed import Counts, counts, dense, files, paired_bootstrap, score, speedups, trainer
+from benchmarks.compressed import (
+    Counts,
+    counts,
+    dense,
+    files,
+    over_sets,
+    paired_bootstrap,
+    score,
+    speedups,
+    timing_options,
+    trainer,
+)
 from benchmarks.compression_joint import command, exported, weights
-from benchmarks.evaluation_data import data_root, load
+from benchmarks.evaluation_data import load
 from benchmarks.finetune import kind_of, minilm_directory
 from benchmarks.measure import write_results
 from llm_arch import Task
 from llm_arch.backbones.convolutional import TextCNN
 from llm_arch.backbones.recurrent import RecurrentEncoder
-from llm_arch.cli.quiet import quiet
 from llm_arch.inference import Teacher, save
 from llm_arch.losses.distillation import Distillation
 from llm_arch.types import Backbone
@@ -76,29 +85,12 @@ ALONE, TAUGHT, MORE = "labels alone", "with a teacher", "and more rows"
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run, writing results after every set."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.compression students",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
-    parser.add_argument("--models", help="folder to keep the models in (default: a temporary one)")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    over_sets("compression students", __doc__, arguments, run, write, sets=SETS, add=_options)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", type=int, default=100, help="test rows to time")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
-    root = data_root(options.data)
-    options.data = str(root)
-    quiet()
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(options.models or scratch)
-        for name in options.sets:
-            found[name] = run(name, root, folder, options)
-            write(found, options)
+    timing_options(parser)
 
 
 def train(name: str, root: Path, seed: int, folder: Path, student: str, way: str) -> Path:

@@ -6,45 +6,25 @@ python -m benchmarks.pruning retraining_free --data DIR --sets trec --seeds 0 1 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.compressed import SETS, compressed, counts, dense, files, paired_bootstrap, score, speedups
-from benchmarks.evaluation_data import data_root, load
+from benchmarks.compressed import compressed, counts, dense, files, over_sets, paired_bootstrap, score, speedups
+from benchmarks.evaluation_data import load
 from benchmarks.measure import write_results
 from llm_arch.callbacks.structured_pruning import StructuredPruning
-from llm_arch.cli.quiet import quiet
 
 ROWS = 512
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run, writing results after every set."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.pruning retraining_free",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
-    parser.add_argument("--models", help="folder to keep the models in (default: a temporary one)")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    over_sets("pruning retraining_free", __doc__, arguments, run, write, add=_options)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="2x macs")
-    options = parser.parse_args(arguments)
-    root = data_root(options.data)
-    options.data = str(root)
-    quiet()
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(options.models or scratch)
-        for name in options.sets:
-            found[name] = run(name, root, folder, options)
-            write(found, options)
 
 
 def run(name: str, root: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
