@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -58,21 +59,70 @@ def write(directory: Path, save: Callable[[Path], dict[str, Any]]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         record = {"schema_version": SCHEMA_VERSION, **save(temporary)}
-        text = json.dumps(record, indent=2, ensure_ascii=False)
-        (temporary / RECORD).write_text(text + "\n", encoding="utf-8")
+        _write_record(temporary, record)
         write_manifest(temporary)
-        mask = _umask()  # temporary folders and safetensors' files are private by default
-        temporary.chmod(0o777 & ~mask)
-        for path in temporary.rglob("*"):
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        old = directory.with_name(f".{directory.name}.old")
-        if directory.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            directory.rename(old)
-        temporary.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
+        _put_in_place(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def amend(directory: Path, name: str, entry: Any, section: str) -> None:
+    """Add to what a model directory says of itself, all or nothing: to its record, its card and its manifest.
+
+    Args:
+        directory: a model directory.
+        name: of the entry in the record's `records`; an older one is replaced.
+        entry: JSON-able.
+        section: of the card, from its `## ` heading; an older one with that heading is replaced.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        shutil.copytree(directory, temporary, copy_function=_link, dirs_exist_ok=True)
+        record, card = read(directory), directory / CARD
+        record["records"] = {**record.get("records", {}), name: entry}
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        for changed in (RECORD, CARD, MANIFEST):
+            (temporary / changed).unlink(missing_ok=True)  # the link, not what the directory has
+        _write_record(temporary, record)
+        (temporary / CARD).write_text(_with_section(text, section), encoding="utf-8")
+        write_manifest(temporary)
+        _put_in_place(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    """Weights need not be copied; where the file system has no links, they are."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _with_section(card: str, section: str) -> str:
+    """A card with a section at its end, and without an older one of that heading."""
+    heading = section.splitlines()[0]
+    parts = re.split(r"(?m)^(?=## )", card)
+    kept = "".join(part for part in parts if part.splitlines()[:1] != [heading])
+    return kept.rstrip() + "\n\n" + section.rstrip() + "\n"
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _put_in_place(temporary: Path, directory: Path) -> None:
+    """Make a folder that is complete the model directory."""
+    mask = _umask()  # temporary folders and safetensors' files are private by default
+    temporary.chmod(0o777 & ~mask)
+    for path in temporary.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+    old = directory.with_name(f".{directory.name}.old")
+    if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        directory.rename(old)
+    temporary.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:

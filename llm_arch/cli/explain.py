@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+from llm_arch.cli.explain_files import add_options, files_of
 from llm_arch.cli.options import model_parser, parse
-from llm_arch.cli.sink import sink
 from llm_arch.types import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from llm_arch.data.sources import Row
-    from llm_arch.interpret import Explainer, Explanation
+    from llm_arch.interpret import Explainer, Explanation, Inside, Inspector
 
 # As `llm_arch.interpret.METHODS` has them, whose import takes seconds.
 METHODS = (
@@ -30,7 +35,16 @@ METHODS = (
 
 def _parser() -> argparse.ArgumentParser:
     parser = model_parser(
-        "llm-arch explain", "Say which words a model's predictions come from: coloured, with scores, or as JSON."
+        "llm-arch explain",
+        "Say which words a model's predictions come from: coloured, with scores, or as JSON.",
+        required=False,
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar="DIR",
+        help="instead of --model: explain the rows of --input by both, such as a model and what it was compressed to, "
+        "and write how they differ into the second's record and card",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", help="one text, or several")
@@ -51,7 +65,28 @@ def _parser() -> argparse.ArgumentParser:
         help="what words are compared with: mask, pad or zero; of occlusion and shap mask, pad, unknown, end or remove",
     )
     parser.add_argument("--special", action="store_true", help="explain special tokens too, by methods with gradients")
-    parser.add_argument("--json", metavar="FILE", help="write a JSON object for each row here, instead of showing it")
+    parser.add_argument(
+        "--attention", action="store_true", help="show how much each attention head counts, and where heads look"
+    )
+    parser.add_argument(
+        "--lens",
+        nargs="?",
+        const="asked",
+        choices=("asked", "all"),
+        help="show what each layer of a language model would say, at the tokens where it is asked (default), or at all",
+    )
+    parser.add_argument(
+        "--faithfulness",
+        action="store_true",
+        help="test whether the words of the highest scores are those that the prediction needs, beside random scores",
+    )
+    parser.add_argument(
+        "--rationales",
+        metavar="COLUMN",
+        help="column of --input with the words that people marked: spans [[0, 5], …], characters [0, 1, …] or words; "
+        "says how far scores agree with them",
+    )
+    add_options(parser)
     return parser
 
 
@@ -61,25 +96,85 @@ def run(arguments: list[str]) -> None:
     from llm_arch.cli.quiet import quiet
 
     quiet()
-    from llm_arch.interpret import Explainer
-
     settings = {"baseline": options.baseline} if options.baseline else {}
-    trust = tuple(options.trust)
-    explainer = Explainer(options.model, method=options.method, special=options.special, trust=trust, **settings)
-    rows = _rows(options, explainer)
-    if options.json:
-        with sink(options.json, "--json") as file:
-            for one in _explained(options, explainer, rows):
-                file.write(json.dumps(one.to_dict(), ensure_ascii=False) + "\n")
+    if options.compare:
+        from llm_arch.cli.explain_compare import compare
+
+        compare(options, settings)
         return
+    if not options.model:
+        raise UserError("--model DIR is missing: name what `llm-arch fit` wrote; see llm-arch explain --help")
     from rich.console import Console
 
-    from llm_arch.interpret.render import lines_of
+    from llm_arch.interpret import Explainer, FaithfulnessTest
 
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-    for one in _explained(options, explainer, rows):
-        for line in lines_of(one):
-            console.print(line)
+
+    explainer = Explainer(
+        options.model,
+        method=options.method,
+        special=options.special,
+        trust=tuple(options.trust),
+        faithfulness=FaithfulnessTest() if options.faithfulness else None,
+        **settings,
+    )
+    inspector = _inspector(options, explainer)
+    rows = _rows(options, explainer)
+    explained: list[Explanation] = []
+    with files_of(options, type(explainer.model.head).__name__) as add:
+        if add is not None:
+            for one, inside in _explained(options, explainer, inspector, rows):
+                explained.append(one)
+                add(one, inside)
+    if options.json or options.html or options.png:
+        for table in _tables(options, explainer, explained, rows):
+            console.print(table)
+        return
+    from llm_arch.interpret.render import lines_of
+    from llm_arch.interpret.render_inside import lines_of_inside, lines_of_mean
+
+    lines: list[Text] = []  # nothing can be printed while a bar moves
+    insides: list[Inside] = []
+    for one, inside in _explained(options, explainer, inspector, rows):
+        explained.append(one)
+        lines += lines_of(one)
+        if inside is not None:
+            lines += lines_of_inside(inside)
+            insides.append(replace(inside, sequences=(), lens=None))  # without what is large
+    for line in [*lines, *lines_of_mean(insides), *_tables(options, explainer, explained, rows)]:
+        console.print(line)
+
+
+def _tables(
+    options: argparse.Namespace, explainer: Explainer, found: Sequence[Explanation], rows: Mapping[int, Row]
+) -> Iterator[Table]:
+    """How good the explanations are, where that is asked for."""
+    from llm_arch.cli import explain_scores
+    from llm_arch.cli.rows import with_line
+
+    if options.faithfulness:
+        yield explain_scores.faithfulness_table(found, explainer.model)
+    if options.rationales:
+        marks = [row.values[options.rationales] for row in rows.values()]
+        try:
+            yield explain_scores.plausibility_table(found, marks)
+        except UserError as error:
+            raise UserError(with_line(str(error), options.input, rows)) from error
+
+
+def _inspector(options: argparse.Namespace, explainer: Explainer) -> Inspector | None:
+    """What looks inside the model, where that is asked for."""
+    if not (options.attention or options.lens):
+        return None
+    from llm_arch.interpret import Inspector
+
+    return Inspector(
+        explainer.model,
+        attention=options.attention,
+        importance=None if options.attention else False,
+        lens=options.lens is not None,
+        positions=options.lens or "asked",
+    )
 
 
 def _rows(options: argparse.Namespace, explainer: Explainer) -> dict[int, Row]:
@@ -87,27 +182,36 @@ def _rows(options: argparse.Namespace, explainer: Explainer) -> dict[int, Row]:
 
     data = explainer.model.data
     if options.input:
-        return dict(enumerate(rows_of(data.source(options.input))))
+        rows = dict(enumerate(rows_of(data.source(options.input))))
+        for row in rows.values():
+            if options.rationales and row.values.get(options.rationales) is None:
+                has = ", ".join(row.values)
+                raise UserError(f"{options.input}, line {row.line} has no {options.rationales}; it has: {has}")
+        return rows
+    if options.rationales:
+        raise UserError("--rationales is a column of a file; give one with --input")
     columns = [name for name, always in data.columns_of({}).items() if always]
     return dict(enumerate(rows_of_texts(options.text, columns)))
 
 
-def _explained(options: argparse.Namespace, explainer: Explainer, rows: Mapping[int, Row]) -> Iterator[Explanation]:
-    """All of them; of a file once all are done, since nothing can be printed while a bar moves."""
+def _explained(
+    options: argparse.Namespace, explainer: Explainer, inspector: Inspector | None, rows: Mapping[int, Row]
+) -> Iterator[tuple[Explanation, Inside | None]]:
+    """One after another, each with what happens inside; of a file with a bar that moves."""
     from llm_arch.cli.progress import progress
     from llm_arch.cli.rows import with_line
 
-    values: Iterator[Mapping[str, Any]] = (row.values for row in rows.values())
-    found: list[Explanation] = []
+    def values() -> Iterator[Mapping[str, Any]]:
+        return (row.values for row in rows.values())
+
+    wanted = {"target": options.target, "against": options.against}
     try:
-        stream = explainer.stream(values, target=options.target, against=options.against)
-        if options.input is None:
-            found += stream
-        else:
-            with progress() as advance:
-                for one in stream:
-                    found.append(one)
-                    advance("explaining", len(found) / len(rows))
+        stream = explainer.stream(values(), **wanted)
+        insides = repeat(None) if inspector is None else inspector.stream(values(), **wanted)
+        with nullcontext() if options.input is None else progress() as advance:
+            for number, both in enumerate(zip(stream, insides), start=1):  # noqa: B905 - one may have no end
+                yield both
+                if advance is not None:
+                    advance("explaining", number / len(rows))
     except UserError as error:
         raise UserError(with_line(str(error), options.input, rows)) from error
-    yield from found

@@ -11,11 +11,11 @@ from llm_arch import model_directory
 from llm_arch.types import UserError
 
 
-def model_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options that all of them share."""
+def model_parser(program: str, description: str, required: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that all of them share; `required` is whether `--model` is."""
     parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
     parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a model directory (OUTPUT/model of `llm-arch fit`)"
+        "--model", required=required, metavar="DIR", help="a model directory (OUTPUT/model of `llm-arch fit`)"
     )
     parser.add_argument(
         "--trust",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from llm_arch.types import UserError
 
@@ -28,6 +29,13 @@ def sink(name: str | None, option: str = "--output") -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
+    with binary_sink(name, option) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+        yield text
+
+
+@contextmanager
+def binary_sink(name: str, option: str = "--output") -> Iterator[BinaryIO]:
+    """A file for bytes; arguments and errors as those of `sink`."""
     path = Path(name)
     if path.is_dir():
         raise UserError(f"{option} {name} is a directory; name a file")
@@ -35,7 +43,7 @@ def sink(name: str | None, option: str = "--output") -> Iterator[TextIO]:
         raise UserError(f"{option} {name}: the folder {path.parent} does not exist; make it first")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             yield file
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)

@@ -57,6 +57,7 @@ class CorpusData(DataModule):
         **options: the other options of `DataModule`.
     """
 
+    maskable = False
     column_options = "--data.text_column"
 
     def __init__(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,6 +17,7 @@ from llm_arch.data.batching import Cut, Plan, TrainingPlan, evaluation_plan, pad
 from llm_arch.data.collate import make_batch
 from llm_arch.data.format import RowFormat
 from llm_arch.data.loader import Columns, Loader, PlannedBatches
+from llm_arch.data.masked_rows import MaskedRows
 from llm_arch.data.sources import with_splits
 from llm_arch.data.splits import Split, cut_off, lengths_of, with_more
 from llm_arch.data.store import cache_root
@@ -54,9 +55,14 @@ class DataModule(RowFormat, L.LightningDataModule):
             bad_rows.jsonl.
         max_bad_rows: stop when more rows than this are left out, of all splits together: a number of rows, or a share
             in (0, 1); None for no limit.
+        mask_tokens: share of the training rows of which words are masked, of each anything from none to all, another
+            share in every epoch (Madsen et al. 2024), in [0, 1]; 0.5 is usual. What `llm-arch explain --faithfulness`
+            says of such a model can be trusted: it knows texts without some of their words.
         num_workers: loader processes; 0 is fastest for tokenized rows.
         cache_dir: where encoded rows are kept; None for `LLM_ARCH_CACHE` or the user's cache directory.
     """
+
+    maskable = True  # whether labels are something else than the tokens of the rows
 
     def __init__(
         self,
@@ -79,6 +85,7 @@ class DataModule(RowFormat, L.LightningDataModule):
         language: str = "en",
         on_bad_row: Literal["error", "skip"] = "error",
         max_bad_rows: int | float | None = None,
+        mask_tokens: float = 0.0,
         num_workers: int = 0,
         cache_dir: str | None = None,
     ) -> None:
@@ -93,6 +100,12 @@ class DataModule(RowFormat, L.LightningDataModule):
                 raise UserError(f"data.max_bad_rows must be a number of rows or a share in (0, 1), got {max_bad_rows}")
             if on_bad_row == "error":
                 raise UserError("data.max_bad_rows is about rows that are left out; set --data.on_bad_row skip too")
+        if not 0 <= mask_tokens <= 1:
+            raise UserError(f"data.mask_tokens must be in [0, 1], got {mask_tokens}")
+        if mask_tokens and not self.maskable:
+            raise UserError(
+                f"{type(self).__name__} learns the tokens of its rows themselves; leave data.mask_tokens out"
+            )
         if max_length < 4:
             raise UserError(f"data.max_length must be at least 4, got {max_length}")
         if evaluation_tokens < 1:
@@ -109,6 +122,7 @@ class DataModule(RowFormat, L.LightningDataModule):
         self.evaluation_tokens = evaluation_tokens
         self.fractions = {"validation": validation_fraction, "test": test_fraction}
         self.split_seed = split_seed
+        self.mask_tokens = mask_tokens
         self.num_workers = num_workers
         self._splits: dict[str, Split] | None = None
         Cut(np.ones(1, dtype=np.int64), batch_size, max_tokens)  # complains about impossible sizes now, not later
@@ -265,7 +279,7 @@ class DataModule(RowFormat, L.LightningDataModule):
         count = plan.micro_batches()
         rank, ranks = self._ranks()
         batches = PlannedBatches(partial(plan.epoch, count=count), count, rank, ranks, self._position)
-        return self._loader(self.split("train"), batches)
+        return self._loader(self.split("train"), batches, self.training_batch)
 
     def _position(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -300,17 +314,25 @@ class DataModule(RowFormat, L.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, split: Split, batches: PlannedBatches) -> Loader:
+    def _loader(self, split: Split, batches: PlannedBatches, collate: Callable[[Any], Batch] | None = None) -> Loader:
         return Loader(
             Columns(split.rows, split.chosen),
             batch_sampler=batches,
-            collate_fn=partial(self.collate, labelled=split.name != "predict"),
+            collate_fn=collate or partial(self.collate, labelled=split.name != "predict"),
             num_workers=self.num_workers,
         )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch."""
         return batch.to(device, non_blocking=True)
+
+    def training_batch(self, columns: dict[str, Any]) -> Batch:
+        """Columns of training rows → a batch as it is trained on, with what changes from epoch to epoch."""
+        return self.collate(columns if self._masks is None else self._masks(columns, run_seed()))
+
+    @cached_property
+    def _masks(self) -> MaskedRows | None:
+        return MaskedRows(self.mask_tokens, self.tokenizer) if self.mask_tokens else None
 
     def collate(self, columns: Mapping[str, list[Any]], labelled: bool = True) -> Batch:
         """Columns of rows → a batch in the module's layout."""
@@ -327,6 +349,10 @@ class DataModule(RowFormat, L.LightningDataModule):
         return padding_share(plan.epoch(0, plan.micro_batches()), plan.lengths)
 
     # Reports
+
+    def record(self) -> dict[str, Any]:
+        """What reading new rows needs; and whether rows were masked, which explanations ask."""
+        return super().record() | ({"mask_tokens": self.mask_tokens} if self.mask_tokens else {})
 
     def summary(self, split: Split) -> dict[str, str]:
         """What a table says of a split, by column: lengths, what was cut, and how far the text is from the tokenizer's.

@@ -55,6 +55,8 @@ class WrittenData(DataModule):
     keeps_start = True  # of what is too long to be given: its beginning, or else its end
     strips = True  # whether white space around what was written means nothing
 
+    maskable = False
+
     def __init__(
         self,
         train: str | None = None,

@@ -7,6 +7,7 @@ Legend: B sequences (pairs), M masked cells, D hidden size, C classes of pairs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from llm_arch.types import (
     UserError,
     divergence,
 )
+from llm_arch.types.explaining import weighted_sums
 
 
 class BertPretraining(MaskedHead):
@@ -113,6 +115,10 @@ class BertPretraining(MaskedHead):
         """The logit of a label of pairs: the predicted one unless told."""
         predicted: str = prediction.label  # type: ignore[attr-defined]
         return label_target(self.label_space, predicted if wanted is None else wanted)
+
+    def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """(R,) that of the label."""
+        return weighted_sums(logits.float().softmax(1), self.logit_rows(batch), targets)
 
 
 class BertPretrainingMetrics(LanguageModelMetrics):

@@ -5,6 +5,7 @@ Legend: T tokens, B sequences, D hidden size, C classes, K logits a sequence (1 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +32,7 @@ from llm_arch.types import (
     UserError,
     divergence,
 )
+from llm_arch.types.explaining import weighted_sums
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,13 @@ class SequenceClassification(Head):
         """The difference of their logits; of two labels as one logit that is the logit itself."""
         found = super().contrast(target, against)
         return replace(found, cells=target.cells) if self.binary else found
+
+    def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """(R,) that of the label."""
+        if self.binary:
+            return (self.explained(logits, batch, targets)).sigmoid()
+        scores_BC = logits.float().sigmoid() if self.label_space.multi else logits.float().softmax(1)
+        return weighted_sums(scores_BC, self.logit_rows(batch), targets)
 
 
 def _as_two(logits_BK: Tensor) -> Tensor:

@@ -28,4 +28,4 @@ def label_target(labels: LabelSpace, label: str, kind: str = "label") -> Target:
     Raises:
         UserError: there is no such label; it lists those there are.
     """
-    return Target(f"{kind} {label}", ((0, labels.index(label), 1.0),))
+    return Target(f"{kind} {label}", ((0, labels.index(label), 1.0),), wanted=label)

@@ -7,7 +7,7 @@ V vocabulary, K best tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from llm_arch.types import (
     Taught,
     UserError,
 )
+from llm_arch.types.explaining import weighted_sums
 
 _STD = 0.02  # of new weights, as in BERT and GPT-2
 _PARTS = {"dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"}  # of a checkpoint's head that is complete
@@ -243,7 +244,12 @@ class VocabularyHead(Head):
             raise UserError(
                 f"{wanted!r} is {len(ids)} tokens of this model ({parts}), which says one at a time; name a single one"
             )
-        return Target(f"token {reading.token_text(ids[0])!r}", ((0, ids[0], 1.0),))
+        text = reading.token_text(ids[0])
+        return Target(f"token {text!r}", ((0, ids[0], 1.0),), wanted=text)
+
+    def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """(R,) that of the token."""
+        return weighted_sums(logits.float().softmax(1), self.logit_rows(batch), targets)
 
 
 class MaskedHead(VocabularyHead):

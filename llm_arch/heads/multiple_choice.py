@@ -5,6 +5,7 @@ Legend: T tokens, B sequences (choices of all questions), R rows (questions), D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from llm_arch.types import (
     Taught,
     UserError,
 )
+from llm_arch.types.explaining import weighted_sums
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ class MultipleChoice(Head):
         label = prediction.label if wanted is None else wanted  # type: ignore[attr-defined]
         if label not in labels:
             raise UserError(f"there is no choice {label!r}; the choices are: {', '.join(labels)}")
-        return Target(f"choice {label}", ((labels.index(label), 0, 1.0),))
+        return Target(f"choice {label}", ((labels.index(label), 0, 1.0),), wanted=label)
+
+    def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """(R,) that of the choice."""
+        return weighted_sums(log_softmax(logits.float(), batch).exp(), self.logit_rows(batch), targets)
 
 
 class ChoiceAccuracy(Metric):

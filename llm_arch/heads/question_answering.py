@@ -7,6 +7,7 @@ D hidden size, M most tokens of an answer, K best spans.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -268,9 +269,25 @@ class QuestionAnswering(Head):
             start, end = (None, None) if wanted == _NO_ANSWER else _span_of(wanted, context)
         if start is None:
             place = len(reading.words)
-            return Target(_NO_ANSWER, ((place, 0, 1.0), (place, 1, 1.0)))
+            return Target(_NO_ANSWER, ((place, 0, 1.0), (place, 1, 1.0)), wanted=_NO_ANSWER)
         first, stop = reading.words_of(start, end, context)
-        return Target(f"answer {context[start:end]!r}", ((first, 0, 1.0), (stop - 1, 1, 1.0)))
+        cells = ((first, 0, 1.0), (stop - 1, 1, 1.0))
+        return Target(f"answer {context[start:end]!r}", cells, wanted=f"{start}-{end}")
+
+    def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """(R,) that of start and end together, each from all places of its row."""
+        log_R2L = _log_probabilities(logits, batch)
+        nowhere_R = torch.bincount(_words(batch).row, minlength=batch.rows).tolist()  # the place of no answer
+
+        def chance(row: int, sign: float) -> Tensor:
+            own = [(place, side) for place, side, weight in targets[row].cells if weight * sign > 0]
+            columns = [0 if place == nowhere_R[row] else 1 + place for place, _ in own]
+            found = sum(
+                (log_R2L[row, side, c] for c, (_, side) in zip(columns, own, strict=True)), log_R2L.new_zeros(())
+            )
+            return found.exp() if own else found
+
+        return torch.stack([chance(row, 1.0) - chance(row, -1.0) for row in range(batch.rows)])
 
 
 def _span_of(wanted: str, context: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Legend: T tokens, B sequences, D hidden size, F features of a sequence, C classe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,7 @@ from llm_arch.types import (
     Target,
     UserError,
 )
+from llm_arch.types.explaining import weighted_sums
 
 States = Literal["markers", "means", "both"]
 _VECTORS = {"markers": 2, "means": 3, "both": 5}
@@ -156,6 +158,10 @@ class RelationExtraction(Head):
         """The logit of a relation: the predicted one unless told."""
         predicted: str = prediction.label  # type: ignore[attr-defined]
         return label_target(self.label_space, predicted if wanted is None else wanted, "relation")
+
+    def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """(R,) that of the relation."""
+        return weighted_sums(logits.float().softmax(1), self.logit_rows(batch), targets)
 
 
 def _markers(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from llm_arch.heads.entities import EntityMetrics
 from llm_arch.heads.weights import ClassWeights, weights_of
 from llm_arch.tags import OUTSIDE, Allowed, Entity, allowed, entities, scheme_of, split_tag, tags_of
 from llm_arch.types import Batch, Head, Hidden, LabelSpace, Loss, Prediction, Reading, Target, UserError, Words
+from llm_arch.types.explaining import weighted_sums
 
 Decoding = Literal["valid", "greedy"]
 
@@ -179,7 +180,7 @@ class TokenClassification(Head):
             if not count:
                 raise UserError("the model has read no word of this text; name another")
             outside = self.label_space.index(OUTSIDE)
-            return Target(_NO_ENTITY, tuple((word, outside, 1 / count) for word in range(count)))
+            return Target(_NO_ENTITY, tuple((word, outside, 1 / count) for word in range(count)), wanted=_NO_ENTITY)
         if parts:
             start, end = int(parts[1]), int(parts[2])
             label = parts[3] or next((e.label for e in found if (e.start, e.end) == (start, end)), None)
@@ -200,7 +201,7 @@ class TokenClassification(Head):
         tags = tags_of([Entity(0, stop - first, label)], stop - first, self.scheme)
         columns = [self.label_space.index(tag) for tag in tags]
         cells = tuple((first + i, column, 1 / (stop - first)) for i, column in enumerate(columns))
-        return Target(f"entity {start}-{end} as {label}", cells)
+        return Target(f"entity {start}-{end} as {label}", cells, wanted=f"{start}-{end}:{label}")
 
     def _check_label(self, label: str) -> None:
         known = sorted({split_tag(name)[1] for name in self.label_space.names} - {""})
@@ -227,6 +228,12 @@ class TokenClassification(Head):
             return log_partition(emissions_WC + kept_WC, row_W, batch.rows, scores)
 
         return summed(1.0) - summed(-1.0)  # where nothing is set against it, the second is the sum over all
+
+    def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """(R,) the mean probability of a target's tags; with a CRF that its words have them, or the ratio of two."""
+        if self.crf is not None:
+            return self.explained(logits, batch, targets).exp()
+        return weighted_sums(_emissions(logits).softmax(1), self.logit_rows(batch), targets)
 
     def _scores(self) -> Scores:
         """The scores of transitions for decoding: the CRF's or zeros, with -inf where the rules forbid."""

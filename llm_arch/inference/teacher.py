@@ -224,5 +224,7 @@ def _changes(data: DataModule) -> bool:
     """Whether rows are others in another epoch, by the first ones."""
     split = data.split("train")
     columns, numbers = Columns(split.rows, split.chosen), range(min(_TRIED, len(split)))
-    first, second = (row_hashes(data.collate(columns.__getitems__(RowNumbers(numbers, epoch)))) for epoch in (0, 1))
+    first, second = (
+        row_hashes(data.training_batch(columns.__getitems__(RowNumbers(numbers, epoch)))) for epoch in (0, 1)
+    )
     return not torch.equal(first, second)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llm_arch.data.masked_rows import stand_ins
 from llm_arch.data.module import DataModule
 from llm_arch.data.origins import NOWHERE
 from llm_arch.interpret.explanation import Explanation, TokenShare, Unread, WordShare
@@ -17,8 +18,6 @@ from llm_arch.interpret.function import RowFunction
 from llm_arch.interpret.method import Attribution, Given, Method
 from llm_arch.interpret.words import Unit, tokens_of, unread, words_of
 from llm_arch.types import Batch, Reading, UserError
-
-_SPECIAL = {"mask": "mask", "pad": "pad", "unknown": "unk", "end": "eos"}
 
 
 class ExplainedRows:
@@ -81,10 +80,7 @@ class ExplainedRows:
         """
         fixed = [place == NOWHERE and not special for row in self.places for place in row]
         fixed_T = torch.tensor(fixed, device=self.batch.input_ids.device)
-        tokenizer = self.data.tokenizer
-        known = {name: getattr(tokenizer, f"{kind}_token_id", None) for name, kind in _SPECIAL.items()}
-        ids = {name: int(token) for name, token in known.items() if token is not None}
-        return Given(function, fixed_T, self.words, self.tokens, ids)
+        return Given(function, fixed_T, self.words, self.tokens, stand_ins(self.data.tokenizer))
 
     def explanations(self, targets: Sequence[Any], found: Attribution, method: Method) -> list[Explanation]:
         """The scores as explanations.
@@ -117,6 +113,8 @@ class ExplainedRows:
                     method.name,
                     found.settings[row],
                     tuple(Unread(names[text], start, end) for text, start, end in self.unread[row]),
+                    targets[row].wanted,
+                    targets[row].predicted,
                 )
             )
         return explanations

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from llm_arch.data.batching import Cut, evaluation_plan
-from llm_arch.heads.language import VocabularyHead
 from llm_arch.inference.directory import Model
 from llm_arch.inference.export.exported import Exported
 from llm_arch.inference.predictor import Predictor
+from llm_arch.interpret.asked import Wanted, asked, in_batches, rows_of
 from llm_arch.interpret.explained_rows import ExplainedRows
-from llm_arch.interpret.explanation import Explanation
+from llm_arch.interpret.explanation import Explanation, Explanations
+from llm_arch.interpret.faithfulness import FaithfulnessTest
 from llm_arch.interpret.function import RowFunction, frozen
 from llm_arch.interpret.method import Method, Needs
-from llm_arch.types import Batch, Prediction, Reading, Target, UserError
+from llm_arch.types import Batch, UserError
 
 # By name, where each is found; imported only when it is asked for.
 METHODS: dict[str, tuple[str, str, Needs]] = {
@@ -51,6 +51,7 @@ class Explainer:
         device: where to run; None for a GPU if there is one.
         batch_tokens: tokens a run at most.
         trust: modules outside this package that the model may use.
+        faithfulness: tests the scores of each row; None to leave it out.
         **settings: those of the method.
 
     Raises:
@@ -66,29 +67,23 @@ class Explainer:
         device: str | None = None,
         batch_tokens: int = 2048,
         trust: tuple[str, ...] = (),
+        faithfulness: FaithfulnessTest | None = None,
         **settings: Any,
     ) -> None:
         self.method = method_of(method, settings)
+        self.faithfulness = faithfulness
         self.predictor = Predictor(model, device=device, batch_tokens=batch_tokens, trust=trust)
         self.model, self.special = self.predictor.model, special
         self._check_model()
 
     def _check_model(self) -> None:
-        backbone, name, needs = self.model.backbone, self.method.name, self.method.needs
+        name, needs = self.method.name, self.method.needs
         if self.special and needs != "gradients":
             raise UserError(
                 f"special tokens are explained by methods with gradients, and {name} has none; leave it out"
             )
-        if backbone.encoder_decoder:
-            raise UserError("encoder–decoders can't be explained; take a model with an encoder or a decoder alone")
-        if isinstance(backbone, Exported) and needs != "tokens":
-            raise UserError(
-                f"{self.model.directory} is exported and has neither gradients nor attention, which {name} needs; "
-                f"take {_that_need('tokens')}, or the model that it was exported from"
-            )
-        if needs == "attention" and not hasattr(backbone, "attentions"):
-            others = _that_need("gradients", "tokens")
-            raise UserError(f"{type(backbone).__name__} has no attention, which {name} needs; take {others}")
+        if reason := unserved(self.model, name):
+            raise UserError(reason)
 
     def __call__(
         self,
@@ -96,76 +91,59 @@ class Explainer:
         *,
         target: str | None = None,
         against: str | None = None,
-    ) -> list[Explanation]:
+    ) -> Explanations:
         """Explanations of texts or rows, as those of `stream`; a single one is taken as a list of one."""
-        rows = [rows] if isinstance(rows, str | Mapping) else rows
-        column = next(iter(self.model.data.columns))
-        values = ({column: row} if isinstance(row, str) else row for row in rows)
-        return list(self.stream(values, target=target, against=against))
+        return Explanations(self.stream(rows_of(self.model, rows), target=target, against=against))
 
     def stream(
-        self, rows: Iterable[Mapping[str, Any]], *, target: str | None = None, against: str | None = None
+        self, rows: Iterable[Mapping[str, Any]], *, target: Wanted = None, against: str | None = None
     ) -> Iterator[Explanation]:
         """Explanations of rows, one after another in input order; memory does not grow with their number.
 
         Args:
             rows: mappings with the columns that the model was trained on.
-            target: what to explain, in the terms of the head's `target`; None for what the model predicts.
+            target: what to explain, in the terms of the head's `target`, of all rows or of each; None for what the
+                model predicts.
             against: what else could have been; the difference is explained.
 
         Raises:
             UserError: for a row that can't be used or has no such target, naming its number.
         """
-        rows = iter(rows)
-        start = 0
-        while chunk := list(islice(rows, _CHUNK)):
-            columns = self.predictor.encoded(chunk, start)
-            lengths = np.array([len(ids) for ids in columns["input_ids"]])
-            found: dict[int, Explanation] = {}
-            for numbers in evaluation_plan(Cut(lengths, None, self.predictor.batch_tokens), 1):
-                chosen: dict[str, Any] = {name: [values[i] for i in numbers] for name, values in columns.items()}
-                chosen |= {"index": [start + int(i) for i in numbers], "epoch": 0}
-                batch = self.model.data.collate(chosen, labelled=False).to(self.predictor.device)
-                for one in self._batch(batch, [chunk[i] for i in numbers], (target, against)):
-                    found[one.index] = one
-            yield from (found[index] for index in sorted(found))
-            start += len(chunk)
+
+        def explained(batch: Batch, values: Sequence[Mapping[str, Any]]) -> list[Explanation]:
+            return self._batch(batch, values, (target, against))
+
+        return in_batches(self.predictor, rows, explained, _CHUNK)
 
     def _batch(
-        self, batch: Batch, values: Sequence[Mapping[str, Any]], wanted: tuple[str | None, str | None]
+        self, batch: Batch, values: Sequence[Mapping[str, Any]], wanted: tuple[Wanted, str | None]
     ) -> list[Explanation]:
         backbone, head = self.model.backbone, self.model.head
         rows = ExplainedRows(self.model.data, values, batch)
         with frozen(backbone, head):
             batch = head.asking(batch)
-            with torch.no_grad():
-                logits = head(backbone(batch), batch)
-                predictions = self._complete(head.decode(logits, batch), values)
-                both = zip(predictions, rows.readings, strict=True)
-                targets = [self._target(prediction, reading, *wanted) for prediction, reading in both]
-                said_R = head.explained(logits, batch, targets)
+            targets, said_R = asked(self.model, batch, rows, values, *wanted)
             function = RowFunction(backbone, head, batch, targets, self.predictor.batch_tokens)
-            attribution = self.method(rows.given(function, self.special))
-        if not torch.allclose(attribution.value_R, said_R, rtol=_SAME, atol=_SAME):
-            raise UserError(
-                f"{type(backbone).__name__} computes another number from embeddings than from tokens, so gradients say "
-                f"nothing of it; take {_that_need('tokens')}"
-            )
-        return rows.explanations(targets, attribution, self.method)
+            given = rows.given(function, self.special)
+            attribution = self.method(given)
+            if not torch.allclose(attribution.value_R, said_R, rtol=_SAME, atol=_SAME):
+                raise UserError(
+                    f"{type(backbone).__name__} computes another number from embeddings than from tokens, so gradients "
+                    f"say nothing of it; take {_that_need('tokens')}"
+                )
+            found = rows.explanations(targets, attribution, self.method)
+            if self.faithfulness is None:
+                return found
 
-    def _complete(self, found: list[Prediction], values: Sequence[Mapping[str, Any]]) -> list[Prediction]:
-        data = self.model.data
-        if isinstance(self.model.head, VocabularyHead):  # what it says has its name from the row's `Reading`
-            return found
-        return [data.complete(one, data.texts(row)) for one, row in zip(found, values, strict=True)]
+            def again() -> list[Tensor]:
+                return _scores(rows.explanations(targets, self.method(given), self.method))
 
-    def _target(self, prediction: Prediction, reading: Reading, wanted: str | None, against: str | None) -> Target:
-        head = self.model.head
-        try:
-            target = head.target(prediction, reading, wanted)
-            return target if against is None else head.contrast(target, head.target(prediction, reading, against))
-        except UserError as error:
-            raise UserError(f"row {prediction.index + 1}: {error}") from error
+            tested = self.faithfulness(given, _scores(found), again, [one.index for one in found])
+        return [replace(one, faithfulness=test) for one, test in zip(found, tested, strict=True)]
+
+
+def _scores(explanations: Sequence[Explanation]) -> list[Tensor]:
+    return [torch.tensor([word.score for word in one.words], dtype=torch.float64) for one in explanations]
 
 
 def explain(
@@ -176,7 +154,7 @@ def explain(
     target: str | None = None,
     against: str | None = None,
     **options: Any,
-) -> list[Explanation]:
+) -> Explanations:
     """Why a model says what it says of texts or rows.
 
     Args:
@@ -188,6 +166,23 @@ def explain(
         **options: those of `Explainer`, and the settings of the method.
     """
     return Explainer(model, method=method, **options)(rows, target=target, against=against)
+
+
+def unserved(model: Model, name: str) -> str | None:
+    """Why a method can't serve a model, as a sentence that names those that can; None where it can."""
+    backbone, needs = model.backbone, METHODS[name][2]
+    if backbone.encoder_decoder:
+        return "encoder–decoders can't be explained; take a model with an encoder or a decoder alone"
+    if isinstance(backbone, Exported) and needs != "tokens":
+        return (
+            f"{model.directory} is exported and has neither gradients nor attention, which {name} needs; "
+            f"take {_that_need('tokens')}, or the model that it was exported from"
+        )
+    if needs == "attention" and not hasattr(backbone, "attentions"):
+        return (
+            f"{type(backbone).__name__} has no attention, which {name} needs; take {_that_need('gradients', 'tokens')}"
+        )
+    return None
 
 
 def method_of(name: str, settings: Mapping[str, Any]) -> Method:

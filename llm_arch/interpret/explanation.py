@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_arch.interpret.faithfulness import Tested
+
+_SHOWN = 20  # rows in a notebook
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,9 @@ class Explanation:
         method: its name.
         settings: those it ran with.
         unread: what was cut off.
+        wanted: how to ask for the same target, of another model too; None where there is no other.
+        predicted: what the model predicts, in words; often the target.
+        faithfulness: how faithful the scores are, where that was tested.
     """
 
     index: int
@@ -86,6 +94,9 @@ class Explanation:
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     unread: tuple[Unread, ...] = ()
+    wanted: str | None = None
+    predicted: str = ""
+    faithfulness: Tested | None = None
 
     @property
     def error(self) -> float | None:
@@ -106,4 +117,21 @@ class Explanation:
             "error": self.error,
             "words": [word | {"tokens": list(word["tokens"])} for word in found["words"]],
             "unread": list(found["unread"]),
+            "faithfulness": None if self.faithfulness is None else self.faithfulness.to_dict(),
         }
+
+    def _repr_html_(self) -> str:
+        """Coloured words, in a notebook."""
+        from llm_arch.interpret.notebook import html_of
+
+        return html_of(self)
+
+
+class Explanations(list[Explanation]):
+    """A list of explanations that a notebook shows as coloured words."""
+
+    def _repr_html_(self) -> str:
+        """Those of the first rows, and how many more there are."""
+        shown = self[:_SHOWN]
+        more = f"<div>… and {len(self) - len(shown)} more</div>" if len(self) > len(shown) else ""
+        return "<br>".join(one._repr_html_() for one in shown) + more

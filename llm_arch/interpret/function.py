@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class RowFunction:
     ) -> None:
         self.backbone, self.head, self.targets, self.tokens = backbone, head, targets, tokens
         self.rows = Rows(batch)
+        self.number = head.explained
 
     @property
     def batch(self) -> Batch:
@@ -52,7 +54,13 @@ class RowFunction:
             inputs_embeds: (K, E) word embeddings in place of looking them up.
         """
         hidden = self.backbone(batch) if inputs_embeds is None else self.backbone(batch, inputs_embeds=inputs_embeds)
-        return self.head.explained(self.head(hidden, batch), batch, [self.targets[row] for row in rows])
+        return self.number(self.head(hidden, batch), batch, [self.targets[row] for row in rows])
+
+    def in_probability(self) -> RowFunction:
+        """The same model on the same rows, with how probable each target is as its number."""
+        other = copy(self)
+        other.number = self.head.probability
+        return other
 
     def gradients(self, rows: Sequence[int], taken: Taken, embeds_KE: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) numbers of rows, and (K, E) their gradients with respect to the word embeddings.

@@ -9,9 +9,9 @@ from rich.style import Style
 from rich.text import Text
 
 from llm_arch.interpret.explanation import Explanation, WordShare
+from llm_arch.interpret.pieces import AGAINST, FOR
 
-# What speaks for and against: blue and orange, which look different to everyone.
-_FOR, _AGAINST, _PAPER = (67, 147, 229), (240, 130, 40), (255, 255, 255)
+_PAPER = (255, 255, 255)
 _FAINT = 0.05  # words below this share of the largest score have no colour
 
 
@@ -55,6 +55,6 @@ def _named(word: WordShare, several: bool) -> Text:
 
 def _style(share: float) -> Style:
     """Dark letters on a colour that is the stronger the further a score, in [-1, 1], is from 0."""
-    colour, strength = (_FOR if share > 0 else _AGAINST), abs(share)
+    colour, strength = (FOR if share > 0 else AGAINST), abs(share)
     mixed = (round(p + (c - p) * strength) for p, c in zip(_PAPER, colour, strict=True))
     return Style(color=Color.from_rgb(0, 0, 0), bgcolor=Color.from_rgb(*mixed))

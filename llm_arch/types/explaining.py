@@ -25,11 +25,15 @@ class Target:
         cells: the logits that count: the place among the row's own rows of logits, the column (0 where logits are
             numbers), and the weight.
         offset: what is added.
+        wanted: how a user asks for it, where they can: of another model too.
+        predicted: the name of what the model predicts, which may be another.
     """
 
     name: str
     cells: tuple[Cell, ...]
     offset: float = 0.0
+    wanted: str | None = None
+    predicted: str = ""
 
     def rather_than(self, other: Target) -> Target:
         """Their difference: what speaks for this one and against the other (Yin & Neubig 2022).

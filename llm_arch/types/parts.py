@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llm_arch.types.batch import Batch, Pooling
 from llm_arch.types.errors import UserError
-from llm_arch.types.explaining import Reading, Target, weighted_sums
+from llm_arch.types.explained import Explained
 from llm_arch.types.labels import LabelSpace
 from llm_arch.types.teaching import Taught, divergence
 from llm_arch.types.values import Detokenizer, Hidden, Loss, Prediction
@@ -181,7 +181,7 @@ class Backbone(Configured, nn.Module, ABC):
         """Rebuild what `save` wrote, with equal outputs."""
 
 
-class Head(Configured, nn.Module, ABC):
+class Head(Configured, Explained, nn.Module, ABC):
     """Hidden states → logits, loss, metrics and predictions of one task.
 
     Attributes:
@@ -258,44 +258,6 @@ class Head(Configured, nn.Module, ABC):
     @abstractmethod
     def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
         """One typed prediction a row."""
-
-    def logit_rows(self, batch: Batch) -> Tensor:
-        """(M,) which of the batch's R rows each row of the logits is about; here one for each sequence."""
-        return batch.row_of_sequence
-
-    def target(self, prediction: Prediction, reading: Reading, wanted: str | None = None) -> Target:
-        """Which number of a row is explained.
-
-        Args:
-            prediction: what this head has decoded of the row, complete.
-            reading: the row.
-            wanted: what the user asks for, in the head's own terms, such as a label; None for what was predicted.
-
-        Raises:
-            UserError: there is nothing of that name, or this head does not say which number is meant.
-        """
-        raise UserError(
-            f"what {type(self).__name__} says can't be explained; heads that choose labels, entities, relations, "
-            "answers, choices, numbers or single tokens can"
-        )
-
-    def contrast(self, target: Target, against: Target) -> Target:
-        """What speaks for one target and against another: the difference of their numbers."""
-        return target.rather_than(against)
-
-    def asking(self, batch: Batch) -> Batch:
-        """The batch, with what this head needs to give the logits that are explained."""
-        return batch
-
-    def explained(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
-        """(R,) the number of each row that is explained, differentiable.
-
-        Args:
-            logits: of `forward`.
-            batch: their batch, in either layout.
-            targets: of the R rows.
-        """
-        return weighted_sums(logits, self.logit_rows(batch), targets)
 
     def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
         """How far what this head says is from what a teacher says of the same batch, as sum and denominator.
