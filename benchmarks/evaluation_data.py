@@ -15,6 +15,8 @@ No set is shipped. Fetch them from the sources named in `SOURCES` into one direc
     DIR/multi30k/{train,val,test_2016_flickr}.{en,de}.gz
     DIR/scitldr_A/{train,dev,test}.jsonl
     DIR/dailydialog/{1k_dialogues_text_En,en_dev_human,en_test_human}.txt
+    DIR/toxic_spans/{tsd_train,tsd_trial,tsd_test}.csv
+    DIR/commonsenseqa/{cose_train_v1.0,cose_dev_v1.0}.jsonl
 
 and pass it to a benchmark as `--data DIR`, or set the environment variable LLM_ARCH_DATA.
 """
@@ -217,6 +219,27 @@ SOURCES: dict[str, Source] = {
         rows={"train": 1000, "validation": 995, "test": 996},
         encoding="utf-8",
     ),
+    "toxic_spans": Source(
+        folder="toxic_spans",
+        url="https://github.com/ipavlopoulos/toxic_spans",
+        commit="beaf170538df8275c3447b2e26070f2f82e55272",
+        licence="CC0-1.0",
+        citation="Pavlopoulos et al. 2021, SemEval-2021 Task 5: Toxic Spans Detection, SemEval",
+        files={"train": "tsd_train.csv", "validation": "tsd_trial.csv", "test": "tsd_test.csv"},
+        rows={"train": 7939, "validation": 690, "test": 2000},
+        encoding="utf-8",
+    ),
+    # What people selected of the questions of `commonsenseqa`, by their id.
+    "cose": Source(
+        folder="commonsenseqa",
+        url="https://github.com/salesforce/cos-e",
+        commit="fd0cafcc3e30fd24e3e1742934e8fcbf677315c9",
+        licence="BSD-3-Clause",
+        citation="Rajani et al. 2019, Explain Yourself! Leveraging Language Models for Commonsense Reasoning, ACL",
+        files={"train": "cose_train_v1.0.jsonl", "test": "cose_dev_v1.0.jsonl"},
+        rows={"train": 7610, "test": 950},
+        encoding="utf-8",
+    ),
 }
 
 
@@ -375,6 +398,12 @@ def _read_dialogues(path: Path, encoding: str) -> list[Row]:
     ]
 
 
+def _read_spans(path: Path, encoding: str) -> list[Row]:
+    """A CSV file of texts, with the characters that people marked as a list in `spans`."""
+    with path.open(encoding=encoding, newline="") as file:
+        return [{"text": row["text"], "spans": json.loads(row["spans"])} for row in csv.DictReader(file)]
+
+
 _READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     "sst2": _read_labelled_lines,
     "trec": _read_labelled_lines,
@@ -389,4 +418,6 @@ _READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     "multi30k": _read_translations,
     "scitldr": _read_summaries,
     "dailydialog": _read_dialogues,
+    "toxic_spans": _read_spans,
+    "cose": _read_jsonl,
 }
