@@ -1,4 +1,4 @@
-"""A fine-tuned model beside what it was compressed to, before and after its export in int8: the same for the same reasons?
+"""Whether a fine-tuned model and what it was compressed to, also in int8, say the same for the same reasons.
 
     python -m benchmarks.interpret compressed --data DIR
 

@@ -151,8 +151,8 @@ def write(seconds: dict[str, list[float]], found: dict[str, Found], equal: float
         "",
         f"{len(reference)} test sentences of SST-2, MiniLM-L6, fp32, one thread, CPU time, turns of {_TURN} sentences; "
         f"ratios are medians over turns with least and greatest. captum: {_STEPS} steps; in batches: {_BATCH} "
-        "sentences. No worse: the share of sentences whose error is no greater than captum's. With equal steps and baseline, "
-        f"scores of both differ by at most {equal:.1e}. Target: 10 times as many explanations/s.",
+        "sentences. No worse: the share of sentences whose error is no greater than captum's. With equal steps and "
+        f"baseline, scores of both differ by at most {equal:.1e}. Target: 10 times as many explanations/s.",
     ]
     payload = {"seconds": seconds, "errors": {n: [e for e, _ in f] for n, f in found.items()}, "equal": equal}
     write_results(

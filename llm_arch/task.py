@@ -27,7 +27,7 @@ from llm_arch.gradients import clip_gradients, clip_values, gradient_norm, scale
 from llm_arch.optim import make_embeddings_sparse, parameter_groups
 from llm_arch.resuming import Standing
 from llm_arch.schedules import Linear, Schedule
-from llm_arch.seeding import mix, run_seed
+from llm_arch.seeding import mix, run_seed, seed_draws
 from llm_arch.types import (
     Backbone,
     Batch,
@@ -210,7 +210,7 @@ class Task(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout from (seed, epoch, global micro-batch): the same on resume, and on any number of ranks."""
         micro_batch = batch_idx * self.trainer.world_size + self.trainer.global_rank
-        torch.manual_seed(mix(run_seed(), self.trainer.current_epoch, micro_batch))
+        seed_draws(mix(run_seed(), self.trainer.current_epoch, micro_batch), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss to go backward: a mean where one micro-batch makes the step, else a sum that is scaled later."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_arch.seeding import mix, run_seed
+from llm_arch.seeding import mix, run_seed, seed_draws
 
 NUMBERS = st.integers(-(1 << 70), 1 << 70)
 
@@ -49,3 +50,19 @@ def test_run_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_seed() == 0
     monkeypatch.setenv("PL_GLOBAL_SEED", "31")
     assert run_seed() == 31
+
+
+def test_draws_are_those_of_manual_seed() -> None:
+    seed = mix(3)
+    torch.manual_seed(seed)
+    expected = torch.rand(5)
+    seed_draws(seed, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_draws_on_a_gpu_are_seeded_too() -> None:
+    seed_draws(mix(3), torch.device("cuda"))
+    expected = torch.rand(5, device="cuda")
+    seed_draws(mix(3), torch.device("cuda"))
+    assert torch.equal(torch.rand(5, device="cuda"), expected)

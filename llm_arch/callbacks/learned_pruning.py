@@ -28,7 +28,7 @@ from llm_arch.compression.l0 import LearnedGates
 from llm_arch.compression.prices import Prices
 from llm_arch.compression.structure import Structure
 from llm_arch.compression.target import Target
-from llm_arch.seeding import mix, run_seed
+from llm_arch.seeding import mix, run_seed, seed_draws
 from llm_arch.types import Batch, UserError
 
 _RATE = 0.5  # of the multipliers, by plain gradient ascent; Adam's steps would carry the size far below the target
@@ -171,7 +171,7 @@ class LearnedPruning(L.Callback):
         if self.learned is not None:
             # A pure function of the place, as dropout is, which the task seeds anew after this.
             micro_batch = batch_idx * trainer.world_size + trainer.global_rank
-            torch.manual_seed(mix(run_seed(), trainer.current_epoch, micro_batch, _NOISE))
+            seed_draws(mix(run_seed(), trainer.current_epoch, micro_batch, _NOISE), pl_module.device)
             _use(pl_module, self.learned)
 
     def _step_ended(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
