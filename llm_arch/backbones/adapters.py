@@ -152,12 +152,19 @@ class Adapted(Backbone):
         """The stacked layers, lowest first."""
         return self.backbone.layers
 
-    def forward(self, batch: Batch, *, inputs_embeds: Tensor | None = None, all_hidden: bool = False) -> Hidden:
-        """States of the batch's tokens, in the batch's layout."""
+    @property
+    def source_embeddings(self) -> nn.Embedding:
+        """The embeddings of what is read."""
+        return self.backbone.source_embeddings
+
+    def forward(
+        self, batch: Batch, *, inputs_embeds: Tensor | None = None, all_hidden: bool = False, **options: Any
+    ) -> Hidden:
+        """States of the batch's tokens, in the batch's layout; `options` are the backbone's own."""
         if self.training and not self._said:
             self._said = True
             self._say()
-        hidden: Hidden = self.backbone(batch, inputs_embeds=inputs_embeds, all_hidden=all_hidden)
+        hidden: Hidden = self.backbone(batch, inputs_embeds=inputs_embeds, all_hidden=all_hidden, **options)
         return hidden
 
     @rank_zero_only

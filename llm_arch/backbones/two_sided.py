@@ -76,6 +76,13 @@ class TwoSidedBackbone(Backbone):
         return table
 
     @property
+    def source_embeddings(self) -> nn.Embedding:
+        """The encoder's token embeddings."""
+        table = self._parts[0].get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The layers of the encoder, lowest first, then the decoder's."""
         stacks = [next(m for m in part.modules() if isinstance(m, nn.ModuleList)) for part in self._parts]
@@ -89,17 +96,28 @@ class TwoSidedBackbone(Backbone):
         told += [getattr(encoder.config, "cls_token_id", None)] if self.two else []
         return next((token for token in told if token is not None), None)
 
-    def forward(self, batch: Batch, *, inputs_embeds: Tensor | None = None, all_hidden: bool = False) -> Hidden:
-        """States of the decoder's tokens, in the batch's layout; all layers are the decoder's, before any scaling."""
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        inputs_embeds: Tensor | None = None,
+        all_hidden: bool = False,
+        source_embeds: Tensor | None = None,
+    ) -> Hidden:
+        """States of the decoder's tokens, in the batch's layout; all layers are the decoder's, before any scaling.
+
+        `source_embeds` are word embeddings of the source's tokens in place of looking them up.
+        """
         source, ids = self._source(batch), self._started(batch)
+        given = source.input_ids if source_embeds is None else source_embeds
         if inputs_embeds is not None:
             first_BD = self.embeddings(ids[batch.starts]).to(inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.index_copy(0, batch.starts, first_BD)
         words = ids if inputs_embeds is None else inputs_embeds
         grid = Grid(batch)
         if self.layout == "flat" and batch.valid is None and source.valid is None:
-            return self._flat(batch, source, words, all_hidden)
-        read = self._read(source)
+            return self._flat(batch, source, words, all_hidden, given)
+        read = self._read(source, given)
         written = grid.inputs(words, self.embeddings, self._pad)
         # What is right of a token it does not see, so its padding needs no mask.
         written = {f"decoder_{name}": value for name, value in written.items() if name != "attention_mask"}
@@ -108,11 +126,11 @@ class TwoSidedBackbone(Backbone):
         layers = tuple(grid.unpad(states) for states in out.decoder_hidden_states) if all_hidden else None
         return Hidden(grid.unpad(self._states(out)), layers)
 
-    def _flat(self, batch: Batch, source: Batch, words: Tensor, all_hidden: bool) -> Hidden:
+    def _flat(self, batch: Batch, source: Batch, words: Tensor, all_hidden: bool, given: Tensor) -> Hidden:
         """Both run without padding."""
         read, own = PackedMap(source), PackedMap(batch)
         fields: dict[str, Any] = {
-            "input_ids": source.input_ids[None],
+            "input_ids" if given.dim() == 1 else "inputs_embeds": given[None],
             "position_ids": (source.position_ids + self._offsets[0])[None],
             "packed": read,
             "decoder_input_ids" if words.dim() == 1 else "decoder_inputs_embeds": words[None],
@@ -137,10 +155,10 @@ class TwoSidedBackbone(Backbone):
             )
         return batch.source
 
-    def _read(self, source: Batch) -> dict[str, Tensor]:
-        """That as the fields of a model of transformers, padded."""
+    def _read(self, source: Batch, given: Tensor | None = None) -> dict[str, Tensor]:
+        """That as the fields of a model of transformers, padded; `given` are its tokens or their embeddings."""
         grid = Grid(source)
-        fields = grid.inputs(source.input_ids, self._parts[0].get_input_embeddings(), self._pad)
+        fields = grid.inputs(source.input_ids if given is None else given, self.source_embeddings, self._pad)
         if self._takes_types and source.token_type_ids is not None:
             fields["token_type_ids"] = grid.pad(source.token_type_ids)
         return fields

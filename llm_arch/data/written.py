@@ -199,7 +199,7 @@ class WrittenData(DataModule):
         return columns, {"truncated": sum(cut for _, _, cut in found), "words": words}
 
     def origins(self, values: Mapping[str, Any]) -> Origins:
-        """As a decoder reads what is given; places are cut and put together as tokens are."""
+        """As what is given is read; places are cut and put together as tokens are."""
         given = self.said(values, False)
         encodings = self.tokenizer(
             [part.text for part in given], add_special_tokens=False, return_attention_mask=False
@@ -211,6 +211,9 @@ class WrittenData(DataModule):
         ]
         places, sizes, _ = self._cut(parts)
         texts = dict(zip(names, (part.text for part in given), strict=True))
+        if self.encoder_decoder:
+            before, behind = self._template.special
+            return Origins(texts, with_nowhere([*before, *places, *behind]))
         return Origins(texts, with_nowhere(self._sequence(_Row(places, sizes))[0]))
 
     def _cut(self, parts: list[tuple[list[int], bool]]) -> tuple[list[int], list[int], bool]:

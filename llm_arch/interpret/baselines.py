@@ -34,7 +34,7 @@ def embedded_baseline(given: Given, embeds_TE: Tensor, name: str | None) -> tupl
     else:
         token = torch.tensor(_id_of(given, chosen, "zero"), device=embeds_TE.device)
         with torch.no_grad():
-            nothing_TE = given.function.backbone.embeddings(token).expand_as(embeds_TE)
+            nothing_TE = given.function.table(token).expand_as(embeds_TE)
     return torch.where(given.fixed_T[:, None], embeds_TE, nothing_TE), chosen
 
 

@@ -16,6 +16,7 @@ from llm_arch.data.origins import NOWHERE
 from llm_arch.interpret.explanation import Explanation, TokenShare, Unread, WordShare
 from llm_arch.interpret.function import RowFunction
 from llm_arch.interpret.method import Attribution, Given, Method
+from llm_arch.interpret.rows import read_of
 from llm_arch.interpret.words import Unit, tokens_of, unread, words_of
 from llm_arch.types import Batch, Reading, UserError
 
@@ -31,8 +32,9 @@ class ExplainedRows:
 
     def __init__(self, data: DataModule, values: Sequence[Mapping[str, Any]], batch: Batch) -> None:
         self.data, self.batch = data, batch
-        lengths = torch.bincount(batch.row_of_sequence[batch.segments], minlength=batch.rows).tolist()
-        self.ids = [ids.tolist() for ids in batch.input_ids.split(lengths)]
+        read = read_of(batch)
+        lengths = torch.bincount(read.row_of_sequence[read.segments], minlength=read.rows).tolist()
+        self.ids = [ids.tolist() for ids in read.input_ids.split(lengths)]
         self.origins = [data.origins(row) for row in values]
         for origins, ids in zip(self.origins, self.ids, strict=True):
             if len(origins.places) != len(ids):

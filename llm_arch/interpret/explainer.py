@@ -171,8 +171,6 @@ def explain(
 def unserved(model: Model, name: str) -> str | None:
     """Why a method can't serve a model, as a sentence that names those that can; None where it can."""
     backbone, needs = model.backbone, METHODS[name][2]
-    if backbone.encoder_decoder:
-        return "encoder–decoders can't be explained; take a model with an encoder or a decoder alone"
     if isinstance(backbone, Exported) and needs != "tokens":
         return (
             f"{model.directory} is exported and has neither gradients nor attention, which {name} needs; "

@@ -108,7 +108,7 @@ class FaithfulnessTest:
         """
         random = self._random(scores, index, 0)
         own, others = self._by_words(given, (scores, random))
-        if self.draws and given.function.backbone.embeddings.embedding_dim:  # a graph of another runtime shows none
+        if self.draws and given.function.table.embedding_dim:  # a graph of another runtime shows none
             moved_scores, moved_random = [], []
             for draw in range(self.draws):
                 with moved(given.function, self.radius, self.seed + draw):

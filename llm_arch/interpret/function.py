@@ -39,10 +39,15 @@ class RowFunction:
         """The rows."""
         return self.rows.batch
 
+    @property
+    def table(self) -> nn.Embedding:
+        """The embeddings of tokens that are read."""
+        return self.backbone.source_embeddings
+
     def embeddings(self) -> Tensor:
-        """(T, E): the word embeddings of the batch's tokens."""
+        """(T, E): the word embeddings of the tokens that are explained."""
         with torch.no_grad():
-            embedded: Tensor = self.backbone.embeddings(self.batch.input_ids)
+            embedded: Tensor = self.table(self.rows.read.input_ids)
         return embedded
 
     def run(self, rows: Sequence[int], batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
@@ -53,7 +58,8 @@ class RowFunction:
             batch: the N rows.
             inputs_embeds: (K, E) word embeddings in place of looking them up.
         """
-        hidden = self.backbone(batch) if inputs_embeds is None else self.backbone(batch, inputs_embeds=inputs_embeds)
+        name = "inputs_embeds" if batch.source is None else "source_embeds"
+        hidden = self.backbone(batch) if inputs_embeds is None else self.backbone(batch, **{name: inputs_embeds})
         return self.number(self.head(hidden, batch), batch, [self.targets[row] for row in rows])
 
     def in_probability(self) -> RowFunction:

@@ -27,7 +27,7 @@ def moved(function: RowFunction, radius: float, seed: int) -> Iterator[None]:
         seed: where to.
     """
     before_TE = function.embeddings()
-    ids_V = function.batch.input_ids.unique()
+    ids_V = function.rows.read.input_ids.unique()
     generator = torch.Generator().manual_seed(seed)
     step_VE = (2 * torch.rand(len(ids_V), before_TE.shape[1], generator=generator) - 1) * radius
     step_VE = step_VE.to(before_TE) * before_TE.std()
@@ -37,7 +37,7 @@ def moved(function: RowFunction, radius: float, seed: int) -> Iterator[None]:
         known = (ids_V[place] == inputs[0])[..., None]
         return embedded + step_VE[place].to(embedded.dtype) * known
 
-    hook = function.backbone.embeddings.register_forward_hook(move)
+    hook = function.table.register_forward_hook(move)
     try:
         yield
     finally:

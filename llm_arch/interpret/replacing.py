@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llm_arch.interpret.baselines import Replaced, replacement
 from llm_arch.interpret.method import Given
+from llm_arch.interpret.rows import read_of
 from llm_arch.interpret.words import Unit
 from llm_arch.types import UserError
 
@@ -47,13 +48,15 @@ class Replacing:
         for part in self.function.rows.chunks(rows, self.function.tokens):
             own = list(rows[part])
             taken = self.function.rows.take(own)
-            gone_K = self._tokens(own, gone[part], taken.batch.input_ids)
+            read = read_of(taken.batch)
+            gone_K = self._tokens(own, gone[part], read.input_ids)
             if self.token is None and bool(gone_K.any()):
                 batch = self.function.rows.take(own, ~gone_K).batch
             elif self.token is None:
                 batch = taken.batch
             else:
-                batch = replace(taken.batch, input_ids=taken.batch.input_ids.masked_fill(gone_K, self.token))
+                changed = replace(read, input_ids=read.input_ids.masked_fill(gone_K, self.token))
+                batch = changed if taken.batch.source is None else replace(taken.batch, source=changed)
             found.append(self.function.run(own, batch))
         return torch.cat(found)
 
@@ -81,7 +84,7 @@ class Replacing:
         first_R = self.function.rows.first_R.tolist()
         places = [first + unit.tokens[0] for first, units in zip(first_R, self.units, strict=True) for unit in units]
         joined = torch.cat([*of_units])
-        scores_T = joined.new_zeros(len(self.function.batch.input_ids))
+        scores_T = joined.new_zeros(len(self.function.rows.read.input_ids))
         scores_T[torch.tensor(places, dtype=torch.long, device=joined.device)] = joined
         return scores_T
 

@@ -29,25 +29,25 @@ class Taken(NamedTuple):
     row_K: Tensor
 
 
+def read_of(batch: Batch) -> Batch:
+    """The batch whose tokens are explained: what the model reads, of an encoder–decoder the encoder's side."""
+    return batch if batch.source is None else batch.source
+
+
 class Rows:
-    """The rows of a flat batch, to be taken.
+    """The rows of a flat batch, to be taken. Of an encoder–decoder tokens are those of the source.
 
     Args:
-        batch: in the flat layout, without an encoder's `source`. Of its labels only `positions` and `targets`, which
-            tell language models where they are asked, are of use.
+        batch: in the flat layout. Of its labels only `positions` and `targets`, which tell language models where they
+            are asked, are of use.
     """
 
     def __init__(self, batch: Batch) -> None:
-        assert batch.valid is None
-        assert batch.source is None
-        self.batch, row_B = batch, batch.row_of_sequence
-        self.row_T = row_B[batch.segments]
-        self._sequences = _spans(row_B, batch.rows)
-        self.first_R, self.count_R = _spans(self.row_T, batch.rows)
+        self.batch, self.read = batch, read_of(batch)
+        self._reads = _Sequences(self.read)
+        self._writes = None if batch.source is None else _Sequences(replace(batch, source=None))
+        self.row_T, self.first_R, self.count_R = self._reads.row_T, self._reads.first_R, self._reads.count_R
         self.lengths = self.count_R.tolist()
-        self._words = None if batch.words is None else _spans(batch.words.row, batch.rows)
-        positions = batch.labels.get("positions")
-        self._cells = None if positions is None else _spans(self.row_T[positions], batch.rows)
 
     def take(self, rows: Sequence[int], keep_K: Tensor | None = None) -> Taken:
         """These rows.
@@ -60,6 +60,38 @@ class Rows:
         Raises:
             UserError: nothing of a sequence stays, or the head reads words, which can't go.
         """
+        read = self._reads.take(rows, keep_K)
+        if self._writes is None:
+            return read
+        return read._replace(batch=replace(self._writes.take(rows).batch, source=read.batch))
+
+    def chunks(self, rows: Sequence[int], tokens: int) -> Iterator[slice]:
+        """Cut a sequence of row numbers so that each part has at most so many tokens, and at least a row."""
+        start = total = 0
+        for i, row in enumerate(rows):
+            if i > start and total + self.lengths[row] > tokens:
+                yield slice(start, i)
+                start, total = i, 0
+            total += self.lengths[row]
+        if start < len(rows):
+            yield slice(start, len(rows))
+
+
+class _Sequences:
+    """The rows of a flat batch, without an encoder's `source`."""
+
+    def __init__(self, batch: Batch) -> None:
+        assert batch.valid is None
+        self.batch, row_B = batch, batch.row_of_sequence
+        self.row_T = row_B[batch.segments]
+        self._sequences = _spans(row_B, batch.rows)
+        self.first_R, self.count_R = _spans(self.row_T, batch.rows)
+        self._words = None if batch.words is None else _spans(batch.words.row, batch.rows)
+        positions = batch.labels.get("positions")
+        self._cells = None if positions is None else _spans(self.row_T[positions], batch.rows)
+
+    def take(self, rows: Sequence[int], keep_K: Tensor | None = None) -> Taken:
+        """As `Rows.take`."""
         batch, row_N = self.batch, torch.tensor(rows, device=self.row_T.device)
         sequence_S, owner_S = _ragged(row_N, *self._sequences)
         lengths_S = batch.lengths[sequence_S]
@@ -108,17 +140,6 @@ class Rows:
             texts={},
         )
         return Taken(taken, token_K, owner_S[segment_K])
-
-    def chunks(self, rows: Sequence[int], tokens: int) -> Iterator[slice]:
-        """Cut a sequence of row numbers so that each part has at most so many tokens, and at least a row."""
-        start = total = 0
-        for i, row in enumerate(rows):
-            if i > start and total + self.lengths[row] > tokens:
-                yield slice(start, i)
-                start, total = i, 0
-            total += self.lengths[row]
-        if start < len(rows):
-            yield slice(start, len(rows))
 
 
 def _spans(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:

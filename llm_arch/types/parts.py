@@ -67,6 +67,11 @@ class Backbone(Configured, nn.Module, ABC):
         """The token embeddings (V, D)."""
 
     @property
+    def source_embeddings(self) -> nn.Embedding:
+        """The token embeddings of what is read: of an encoder–decoder those of its encoder, else the only ones."""
+        return self.embeddings
+
+    @property
     @abstractmethod
     def layers(self) -> list[nn.Module]:
         """The stacked layers, lowest first (frozen from below by `model.freeze`)."""

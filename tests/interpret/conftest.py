@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_arch.backbones.convolutional import TextCNN
+from llm_arch.backbones.encoder_decoder import EncoderDecoder
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.backbones.recurrent import RecurrentEncoder
 from llm_arch.data.classification import TextClassificationData
@@ -81,9 +82,22 @@ KINDS = {
     "next": Kind(LanguageModel, NextTokenData, None, TEXTS, "tiny:gpt2"),
     "masks": Kind(MaskedLanguageModel, MaskedTokenData, None, [{"text": "turn [MASK] the light"}, {"text": "[MASK]!"}]),
     "written": Kind(TextGeneration, CompletionData, None, [{"prompt": t["text"]} for t in TEXTS], "tiny:gpt2"),
+    "flat pair": Kind(TextGeneration, CompletionData, None, [{"prompt": t["text"]} for t in TEXTS], "bert to bert"),
+    "padded pair": Kind(TextGeneration, CompletionData, None, [{"prompt": t["text"]} for t in TEXTS], "bart"),
+}
+BART = {
+    "model_type": "bart",
+    "vocab_size": 30522,
+    "d_model": 32,
+    **{f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")},
+    **{f"{part}_ffn_dim": 64 for part in ("encoder", "decoder")},
+    "max_position_embeddings": 64,
+    "scale_embedding": True,
 }
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "lstm": lambda: RecurrentEncoder(vocabulary_size=30522, hidden_size=16),
+    "bert to bert": lambda: EncoderDecoder(encoder="tiny:bert"),
+    "bart": lambda: EncoderDecoder(config=BART),
     "textcnn": lambda: TextCNN(vocabulary_size=30522, embedding_size=16, filters=8),
 }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llm_arch.backbones.generating import as_transformers
 from llm_arch.heads.crf import log_partition
 from llm_arch.inference.directory import Model
 from llm_arch.inference.export.exported import Exported
@@ -20,7 +21,8 @@ from llm_arch.tags import OUTSIDE
 from llm_arch.types import Reading, Target, UserError
 
 KINDS = ("classes", "binary", "sets", "entities", "crf", "relations", "answers", "choices", "numbers")
-LANGUAGE = ("next", "masks", "written", "pairs")
+PAIRS = ("flat pair", "padded pair")
+LANGUAGE = ("next", "masks", "written", "pairs", *PAIRS)
 
 
 def value(model: Model, row: Any, target: str | None = None, against: str | None = None) -> float:
@@ -96,6 +98,36 @@ def test_the_first_token_that_is_written(make: Any, rows_of: Any) -> None:
         assert list(found.texts) == ["prompt"]
         assert found.error is not None
         assert found.error < 0.01
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_what_an_encoder_decoder_writes_first(make: Any, rows_of: Any, kind: str) -> None:
+    """The words are those that the encoder reads; occlusion is the difference that a mask in their place makes."""
+    model = make(kind, max_length=60)
+    tokenizer = model.data.tokenizer
+    for row in rows_of(kind):
+        first = predicted(model, row).tokens[0]
+        found, occluded = (explain(model, [row], method=m)[0] for m in ("integrated_gradients", "occlusion"))
+        assert found.target == occluded.target == f"token {tokenizer.decode([first])!r}"
+        ids = tokenizer(row["prompt"])["input_ids"]
+        words = tokenizer(row["prompt"]).word_ids()
+
+        def logit(source: list[int], first: int = first) -> float:
+            inner, start = model.backbone.model, model.backbone.start or model.data.beginning[0]
+            with torch.no_grad(), as_transformers(inner, model.backbone._padded_attention):
+                out = inner(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[start]]))
+            states = out["logits" if kind == "flat pair" else "last_hidden_state"]
+            return float(model.head.logits(states[0, -1:]).detach()[0, first])
+
+        whole = logit(ids)
+        assert found.value == pytest.approx(whole, rel=1e-3, abs=1e-3)
+        assert [word.word for word in found.words][0] == row["prompt"][: found.words[0].end]
+        for word in occluded.words[:2]:
+            inside = {tokenizer(row["prompt"]).char_to_word(i) for i in range(word.start, word.end)}
+            gone = [tokenizer.mask_token_id if w in inside else i for i, w in zip(ids, words, strict=True)]
+            assert word.score == pytest.approx(whole - logit(gone), rel=1e-3, abs=1e-3)
+    with pytest.raises(UserError, match="EncoderDecoder has no attention, which rollout needs; take integrated"):
+        explain(model, [row], method="rollout")
 
 
 def test_the_tags_of_an_entity(make: Any, rows_of: Any) -> None:
@@ -249,9 +281,6 @@ def test_models_that_a_method_can_not_serve(make: Any) -> None:
     )
     with pytest.raises(UserError, match="model is exported and has neither gradients nor attention, .* take occlusion"):
         explain(Model(model.directory, exported, model.head, model.data, {}), "cold")
-    model.backbone.encoder_decoder = True
-    with pytest.raises(UserError, match="encoder–decoders can't be explained; take a model with an encoder or"):
-        explain(model, "cold")
 
 
 def test_a_backbone_that_computes_otherwise_with_embeddings(linear: Model) -> None:

@@ -101,7 +101,7 @@ def test_every_head_is_tested(make: Callable[..., Model], rows_of: Callable[[str
         assert one.to_dict()["faithfulness"]["random"].keys() == one.to_dict()["faithfulness"].keys() - {"random"}
 
 
-@pytest.mark.parametrize("kind", ["next", "masks", "written", "pairs"])
+@pytest.mark.parametrize("kind", ["next", "masks", "written", "pairs", "flat pair"])
 def test_probabilities_of_heads_over_tokens(
     make: Callable[..., Model], rows_of: Callable[[str], Any], kind: str
 ) -> None:
