@@ -115,6 +115,7 @@ SUPPORTING = {
         "sources",
         "spans",
         "splits",
+        "splitting",
         "squad",
         "store",
         "tagged",

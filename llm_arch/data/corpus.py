@@ -20,8 +20,9 @@ from llm_arch.corpus.rows import PieceRows
 from llm_arch.data.batching import Indices, Plan
 from llm_arch.data.cells import text_fault
 from llm_arch.data.collate import flat_batch, make_batch
-from llm_arch.data.module import DataModule, presentable
+from llm_arch.data.module import DataModule
 from llm_arch.data.splits import Split, divided, lengths_of
+from llm_arch.data.splitting import presentable
 from llm_arch.data.store import key_of
 from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.seeding import run_seed

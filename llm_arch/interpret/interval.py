@@ -30,7 +30,7 @@ class Interval(NamedTuple):
         return self._asdict()
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def interval(values: Iterable[float | None]) -> Interval | None:
