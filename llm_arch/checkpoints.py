@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from llm_arch import shards
 from llm_arch.types import UserError
 
 PARTIAL = ".partial"  # the suffix of a file that is being written
@@ -54,8 +55,23 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; never runs code from it."""
-        return super().load_checkpoint(path, map_location or (lambda storage, location: storage), weights_only=True)
+        """Read a checkpoint, with all its parts; never runs code from it."""
+        where = map_location or (lambda storage, location: storage)
+        return shards.whole(super().load_checkpoint(path, where, weights_only=True), Path(path).parent)
+
+    def sweep(self, folder: Path) -> None:
+        """Remove parts that belong to no checkpoint of a folder any more."""
+        shards.sweep(folder, _read, SUFFIX)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint on the CPU, with all its parts; never runs code from it."""
+    return shards.whole(_read(Path(path)), Path(path).parent)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return found
 
 
 def sync_folder(folder: Path) -> None:
@@ -86,11 +102,13 @@ def fault_of(path: Path) -> str | None:
             damaged = archive.testzip()
             if damaged is not None:
                 return f"is damaged: the checksum of its record {damaged.rpartition('/')[2]} is wrong"
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = _read(path)
         if not {"state_dict", "global_step", "epoch"} <= set(found):
             return "is no checkpoint of a run"
         if (named := _builder(found)) is not None:
             return f"names code to build the model with ({named}), which is never run"
+        if (fault := shards.fault_of(found, path.parent)) is not None:
+            return fault
     except (zipfile.BadZipFile, NotImplementedError) as error:
         return f"is damaged or cut short ({str(error).splitlines()[0]})"
     except UnpicklingError:  # its records are whole, so it is what they say that can't be read
@@ -113,7 +131,7 @@ def _builder(found: dict[str, Any]) -> str | None:
 
 def step_of(path: Path) -> int:
     """The optimizer steps that a whole checkpoint has behind it."""
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return int(_read(path)["global_step"])
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -19,6 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from llm_arch.checkpoints import DurableCheckpointIO
+from llm_arch.shards import ENTRY, Shards
+from llm_arch.types import UserError
 
 
 class FullySharded(ModelParallelStrategy):
@@ -26,8 +30,8 @@ class FullySharded(ModelParallelStrategy):
 
     `--trainer.strategy fully_sharded`. The layers of the backbone are gathered one at a time; what is not in a layer
     (embeddings, head) is one more group. While no loop runs the task is a plain module with whole weights, the same on
-    all processes, so it is saved and used like any other. Checkpoints too are those of a single device: one file,
-    checked and written whole, gathered in the memory of the first process.
+    all processes, so it is saved and used like any other. Into a checkpoint each process writes its own share, so that
+    nothing is gathered; a run of any number of processes, or of none of this kind, goes on from it (`shards.py`).
     """
 
     strategy_name = "fully_sharded"
@@ -35,6 +39,7 @@ class FullySharded(ModelParallelStrategy):
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
         self.checkpoint_io = DurableCheckpointIO()
+        self._shards = Shards()
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -74,29 +79,51 @@ class FullySharded(ModelParallelStrategy):
         super().teardown()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole weights, on the first process alone."""
+        """The weights, of which this process keeps its share for `save_checkpoint`."""
         assert self.lightning_module is not None
-        return self._whole(self.lightning_module.state_dict())
+        self._shards = Shards()  # Lightning asks for the weights first
+        return dict(self._shards.put(self.lightning_module.state_dict()))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state, on the first process alone."""
-        return self._whole(Strategy.optimizer_state(self, optimizer))
-
-    def _whole(self, values: Any) -> Any:
-        """Nested values with tensors gathered; every process has to ask."""
-        if isinstance(values, Mapping):
-            return {key: self._whole(value) for key, value in values.items()}
-        if isinstance(values, DTensor):
-            whole = values.full_tensor()
-            return whole.cpu() if self.is_global_zero else whole.new_empty(0)
-        return values
+        """The state, in the same way."""
+        return dict(self._shards.put(Strategy.optimizer_state(self, optimizer)))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write one file, as on a single device."""
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+        """Write this process's share, and on the first, once all are there, what holds them together.
+
+        Raises:
+            UserError: on all processes, where one of them can't write.
+        """
+        path, own, found = Path(filepath), self._shards, None
+        self._shards = Shards()
+        token = self.broadcast(uuid.uuid4().hex[:12])
+        if own.local:
+            name = f"{path.stem}-{token}-{self.global_rank:05d}-of-{self.world_size:05d}.safetensors"
+            found = self._together(lambda: own.write(path.parent, name), path)
+            checkpoint = {**checkpoint, ENTRY: found}
+        io = self.checkpoint_io
+        self._together(lambda: io.save_checkpoint(checkpoint, path) if self.is_global_zero else None, path)
+        if self.is_global_zero and isinstance(io, DurableCheckpointIO):
+            io.sweep(path.parent)
+
+    def _together(self, write: Callable[[], Any], path: Path) -> list[Any]:
+        """What writing gives on each process; where one fails, all do."""
+        said: tuple[Any, str | None]
+        try:
+            said = write(), None
+        except (OSError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            said = None, f"{path} can't be written ({reason}); make room, then go on with --resume auto"
+        except UserError as error:
+            said = None, str(error)
+        everyone: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(everyone, said)
+        if fault := next((why for _, why in everyone if why), None):
+            raise UserError(fault)
+        return [value for value, _ in everyone]
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read one file on every process; never runs code from it."""
+        """Read it whole on every process; never runs code from it."""
         return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

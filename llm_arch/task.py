@@ -252,7 +252,8 @@ class Task(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the sum into that of the mean over everything counted since the last step."""
-        self.log_dict({f"lr-{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)})
+        if self.trainer.loggers:  # or nobody would see them
+            self.log_dict({f"lr-{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)})
         self.gradient_factor = 1.0
         if self._steps_alone or self._engine_steps:
             return

@@ -26,6 +26,7 @@ LAYERS = (
         "adamw",
         "checkpoints",
         "resuming",
+        "shards",
         "fully_sharded",
         "muon",
         "schedules",

@@ -19,6 +19,7 @@ from torch import nn
 
 from llm_arch import lineage, model_directory
 from llm_arch.callbacks.preemption import Preempted
+from llm_arch.checkpoints import read
 from llm_arch.cli import fit_tokenizer, output, report
 from llm_arch.cli.compression_times import times
 from llm_arch.cli.fit_parser import FitParser
@@ -297,7 +298,7 @@ class FitRun:
             where = "gone" if not Path(best).is_file() else "not one of this run or of that which it goes on from"
             self.console.print(f"the best state is {where} ({best}): keeping the last", soft_wrap=True)
             return
-        task.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        task.load_state_dict(read(best)["state_dict"])
         if trainer.is_global_zero:
             score = callback.best_model_score  # unknown where the checkpoint of another directory was resumed
             shown = f", {callback.monitor} {float(score):.4f}" if score is not None else ""
@@ -326,7 +327,7 @@ def _raised_by_lightning(error: BaseException) -> bool:
 def _check_checkpoint(name: str, task: Task) -> None:
     """Whether a run of this configuration can go on from there; its weights are mapped, not read."""
     try:
-        checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read(name)
         found = checkpoint["state_dict"]
         # Gates come with the callback that uses them. A backbone that was pruned in its run will be so again.
         before, now = checkpoint.get("backbone", {}), task.backbone.shape()
