@@ -38,14 +38,16 @@ STARTS = ("pretrained", "random")
 
 def pretrain(corpus: Corpus, seed: int, options: argparse.Namespace, cache: Path, output: Path) -> Run:
     """Pretrain with one seed and write the model directory."""
-    from benchmarks.own_pretraining import PAIRS, data_of, fit, measured
+    from benchmarks.own_pretraining import PAIRS, data_of, fit, measured, optimizer_named
     from llm_arch.inference.directory import save
 
     quiet()
     torch.set_num_threads(1)
     recipe = Recipe(options.batch_tokens, options.length, options.pretraining_rate, seed=seed, bf16=native_bf16())
     data = data_of(PAIRS, corpus, recipe, cache)
-    run, task, _ = fit(PAIRS, data, BERT_MINI, recipe, passes=options.passes)
+    muon = options.optimizer == "muon"
+    optimizer = optimizer_named("muon", recipe.learning_rate, recipe.weight_decay) if muon else None
+    run, task, _ = fit(PAIRS, data, BERT_MINI, recipe, passes=options.passes, optimizer=optimizer)
     save(task, data, output)
     return replace(run, notes=measured(task, data, "validation"))
 
@@ -127,6 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--passes", type=int, default=4, help="over the corpus")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of pretraining")
     parser.add_argument("--pretraining-rate", type=float, default=1e-3)
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-4, 3e-4, 1e-3], help="of fine-tuning")
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning")
