@@ -93,19 +93,30 @@ def _small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("small_cache")
 
 
+@cache
+def _small_made(part: str, language: str) -> object:
+    """The set of the small library, for all tests that have it."""
+    from llm_arch.data import embedded
+
+    return embedded.made.__wrapped__("stdlib", part, language)
+
+
 @pytest.fixture
 def small_library(monkeypatch: pytest.MonkeyPatch, _small_cache: Path) -> None:
-    """`stdlib` is every eighth file of the library, so that little is made of it; with a cache of its own.
+    """`stdlib` is every twelfth file of the library, so that little is made of it; with a cache of its own.
 
     What is made of the whole library is tested in corpus/test_stdlib.py and data/test_library.py.
     """
     from llm_arch.corpus import stdlib
     from llm_arch.data import embedded
 
-    few = stdlib.library_files()[::8]
+    def made(name: str, part: str, language: str) -> object:
+        return _small_made(part, language) if name == "stdlib" else embedded.made(name, part, language)
+
+    few = stdlib.library_files()[::12]
     monkeypatch.setattr("llm_arch.corpus.inputs.library_files", lambda: few)
     monkeypatch.setattr("llm_arch.data.library.library_files", lambda: few)
-    monkeypatch.setattr("llm_arch.data.sources.made", cache(embedded.made.__wrapped__))
+    monkeypatch.setattr("llm_arch.data.sources.made", made)
     monkeypatch.setenv("LLM_ARCH_CACHE", str(_small_cache))
 
 
@@ -124,6 +135,7 @@ def rough_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "FEWEST_TURNS", 1)
     monkeypatch.setattr(stacks, "FEWEST_TURNS", 1)
     monkeypatch.setattr(stacks, "CALLS", 1)
+    monkeypatch.setattr(stacks, "DEPTH", (1, 1))
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
+from warm import python
 
+from llm_arch.checkpoints import fault_of, read
 from llm_arch.inference.directory import load
 from llm_arch.types import UserError
 
@@ -312,8 +313,9 @@ def single(folder, tokenizer, module):
 @pytest.fixture(scope="module")
 def ranks(folder, tokenizer, single):
     """What each of two processes found, all of it in one launch."""
-    command = [sys.executable, str(folder / "train_tiny.py"), str(folder), tokenizer]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+    # The first is a fork of this process; Lightning starts the other, by the name of the script.
+    arguments = (str(folder / "train_tiny.py"), str(folder), tokenizer)
+    done = python(*arguments, folder=folder, cwd=folder, env=dict(os.environ), timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
@@ -426,6 +428,22 @@ def test_one_process_goes_on_with_the_run_of_two(ranks, single, folder, tokenize
     assert distance(alone["fitted"], single["default"]["fitted"]) < 1e-5
     with pytest.raises(UserError, match="2 processes with accumulate_grad_batches 1: 2 micro-batches a step, here 1"):
         module.fit(folder, tokenizer, checkpoint=checkpoint, **options)
+
+
+def test_each_process_writes_its_share_of_a_checkpoint(ranks, folder):
+    path = folder / "fully_sharded.ckpt"
+    main = torch.load(path, weights_only=True)
+    assert [one["file"].rpartition("-of-")[0][-5:] for one in main["shards"]] == ["00000", "00001"]
+    sizes = [(folder / "shards" / one["file"]).stat().st_size for one in main["shards"]]
+    assert max(sizes) < 1.2 * min(sizes)
+    assert path.stat().st_size < 0.1 * sum(sizes)
+    assert "shards" not in torch.load(folder / "ddp.ckpt", weights_only=True)
+    # Of each run in this folder the parts are there, and no other: those of checkpoints that went are removed.
+    named = {one["file"] for one in read(path)["shards"]}
+    for other in folder.glob("*.ckpt"):
+        named |= {one["file"] for one in torch.load(other, weights_only=True).get("shards", ())}
+    assert {one.name for one in (folder / "shards").iterdir()} == named
+    assert fault_of(path) is None
 
 
 def test_two_processes_do_not_go_on_with_moments_by_row(ranks):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from warm import python
 
 from llm_arch.cli.main import main
 from llm_arch.task import Task
@@ -48,16 +49,10 @@ def test_slurm(tmp_path: Path) -> None:
         **{"SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NODELIST": "127.0.0.1", "MASTER_PORT": "0"},
     }
     path = f"{fake.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    command = [sys.executable, "-m", "llm_arch.cli.main", *FIT, "-c", "hardware/slurm", "--before", "false"]
+    command = ["-m", "llm_arch.cli.main", *FIT, "-c", "hardware/slurm", "--before", "false"]
     options = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
-    done = subprocess.run(
-        [*command, *options, "--trainer.callbacks+=told.Told", "--output", "out", "--resume", "auto"],
-        cwd=tmp_path,
-        env=os.environ | slurm | {"PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command += [*options, "--trainer.callbacks+=told.Told", "--output", "out", "--resume", "auto"]
+    done = python(*command, folder=tmp_path, cwd=tmp_path, env=os.environ | slurm | {"PATH": path}, timeout=600)
     assert done.returncode == 75, done.stderr[-3000:]
     assert "SIGUSR1: stopped after step 3" in " ".join(done.stdout.split())
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"

@@ -13,16 +13,24 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What the kernel runs first: what a run needs is imported, and then takes few steps on few batches, and documentation
-# is that of few files.
+# is that of few files. A model that is loaded by name has its last layers alone.
 BEFORE = """
+import gc
 from llm_arch.corpus import inputs
+from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 
 def briefly(self, *, whole=Trainer.__init__, **options):
-    few = {"limit_val_batches": 2, "limit_test_batches": 2}
-    whole(self, **{**few, **options, "max_steps": 5 if options.get("max_epochs") != 0 else -1})
+    few = {"limit_val_batches": 1, "limit_test_batches": 1}
+    whole(self, **{**options, **few, "max_steps": 3 if options.get("max_epochs") != 0 else -1})
+
+def shallow(self, backbone, *given, whole=Task.__init__, **options):
+    fewer = {"keep_layers": 2} if str(backbone).startswith("package:") else {}
+    whole(self, backbone, *given, **{**fewer, **options})
 
 Trainer.__init__ = briefly
+Task.__init__ = shallow
+gc.freeze()  # what is imported is no garbage, and need not be looked through each time
 inputs.library_files = lambda files=inputs.library_files()[::8]: files
 """
 # What it runs before each of them: where it works, and that nothing is defined.

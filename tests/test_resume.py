@@ -180,12 +180,11 @@ def steps(run):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_interrupted_anywhere(accumulation, run, steps, tmp_path):
     epoch = steps(accumulation)
-    straight = run(accumulation=accumulation).fit()
-    assert straight.trainer.global_step == EPOCHS * epoch
-    assert straight.task.backbone.embeddings.sparse
     # At the beginning, within epochs, at their ends and right after, and before the last step.
     steps = (1, epoch - 1, epoch, epoch + 1, 2 * epoch, EPOCHS * epoch - 1)[:: 1 if accumulation == 2 else 2]
-    run(Save(steps, tmp_path), accumulation=accumulation).fit()
+    straight = run(Save(steps, tmp_path), accumulation=accumulation).fit()
+    assert straight.trainer.global_step == EPOCHS * epoch
+    assert straight.task.backbone.embeddings.sparse
     for step in steps:
         resumed = run(accumulation=accumulation).fit(tmp_path / f"{step}.ckpt")
         assert_same(resumed, straight)
@@ -197,25 +196,36 @@ def test_interrupted_anywhere(accumulation, run, steps, tmp_path):
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_interrupted_with_other_batches(options, run, steps, tmp_path):
     epoch = steps(2, **options)
-    straight = run(accumulation=2, **options).fit()
     # Drawn once and for all, so that a failure can be repeated.
     places = torch.randint(1, EPOCHS * epoch, (2,), generator=torch.Generator().manual_seed(len(options))).tolist()
-    run(Save(places, tmp_path), accumulation=2, **options).fit()
+    straight = run(Save(places, tmp_path), accumulation=2, **options).fit()
     for step in places:
         assert_same(run(accumulation=2, **options).fit(tmp_path / f"{step}.ckpt"), straight)
 
 
-def test_interrupted_twice(run, tmp_path):
-    straight = run().fit()
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The straight runs of all tests: the rows are the same in each."""
+    return {}
+
+
+@pytest.fixture
+def straight(run, undisturbed):
+    """The straight run without anything special."""
+    if not undisturbed:
+        undisturbed["run"] = run().fit()
+    return undisturbed["run"]
+
+
+def test_interrupted_twice(run, straight, tmp_path):
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
     run(SaveAndDie(3, first)).die()
     run(SaveAndDie(9, second)).die(first)
     assert_same(run().fit(second), straight)
 
 
-def test_interrupted_with_a_worker(run, tmp_path):
+def test_interrupted_with_a_worker(run, straight, tmp_path):
     """The worker fetches batches ahead of the training."""
-    straight = run().fit()
     options = {"data": {"batch_size": 3, "num_workers": 1}, "max_epochs": EPOCHS}
     checkpoint = tmp_path / "5.ckpt"
     run(SaveAndDie(5, checkpoint), **options).die()
@@ -226,15 +236,13 @@ def test_interrupted_with_averaged_weights(run, steps, tmp_path):
     """Lightning's callback; what is validated, kept as best and saved in the end are the averages."""
     ema = partial(EMAWeightAveraging, decay=0.8)
     epoch = steps(1)
-    plain, straight = run().fit(), run(ema()).fit()
     places = (1, epoch, epoch + 2)
-    run(ema(), Save(places, tmp_path)).fit()
+    straight = run(ema(), Save(places, tmp_path)).fit()
     for step in places:
         assert_same(run(ema()).fit(tmp_path / f"{step}.ckpt"), straight)
+    plain = run(Save(range(1, EPOCHS * epoch + 1), tmp_path)).fit()
     assert straight.followed.losses == plain.followed.losses
     # By hand, from the weights after each step.
-    kept = run(Save(range(1, EPOCHS * epoch + 1), tmp_path))
-    kept.fit()
     average = None
     for step in range(1, EPOCHS * epoch + 1):
         state = torch.load(tmp_path / f"{step}.ckpt", weights_only=True)["state_dict"]
@@ -252,19 +260,13 @@ def test_interrupted_with_frozen_layers(run, tmp_path):
     assert sum(p.requires_grad for p in resumed.task.backbone.parameters()) == 0
 
 
-def test_time_is_counted_in_resumed_runs(run, tmp_path):
-    checkpoint = tmp_path / "4.ckpt"
-    run(SaveAndDie(4, checkpoint)).die()
-    assert run().fit(checkpoint).task.train_seconds > 0
-
-
-def test_another_seed_would_end_elsewhere(run, tmp_path, monkeypatch):
-    straight = run().fit()
+def test_another_seed_would_end_elsewhere(run, straight, tmp_path, monkeypatch):
     checkpoint = tmp_path / "4.ckpt"
     run(SaveAndDie(4, checkpoint)).die()
     resumed = run()
     monkeypatch.setenv("PL_GLOBAL_SEED", str(SEED + 1))
     resumed.fit(checkpoint)
+    assert resumed.task.train_seconds > 0  # of this process, which went on within an epoch
     with pytest.raises(AssertionError):
         assert_same(resumed, straight)
 

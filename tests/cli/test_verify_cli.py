@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 CHECKS = 11
 TINY = ("-c", "backbone/tiny", "--data.max_length", "128")
@@ -51,8 +52,9 @@ def test_shipped_configs_are_green(name: str, here: Path, run: Callable[..., Any
     assert {path.name for path in here.iterdir()} == {"train.jsonl", "validation.jsonl", "test.jsonl", "verify.json"}
 
 
-def test_two_processes_and_a_broken_head(here: Path, run: Callable[..., Any]) -> None:
+def test_two_processes_and_a_broken_head(here: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes sum up what they are given, so that they agree on wrong sums too."""
+    monkeypatch.setattr("llm_arch.evaluation.verification.processes.subprocess.Popen", warm.Popen)
     (here / "my_broken_heads.py").write_text(HEAD)
     mine = ("--data.train", "train.jsonl", "--data.validation", "validation.jsonl")
     broken = ("--model.head", "my_broken_heads.Mean", "--output", "verify.json")

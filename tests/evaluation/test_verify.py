@@ -1,7 +1,6 @@
 """Every check passes on sound parts, and a part that is broken in one way makes the check of that way fail."""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +43,11 @@ def outcomes(subject):
     return dict(zip(ALL, found, strict=True))
 
 
+def outcome(name, subject):
+    """That of one check; those after it are not made."""
+    return next(one for one in verify(subject) if name in one.check)
+
+
 def failing(found):
     return {name for name, one in found.items() if one.status == "fail"}
 
@@ -54,12 +58,14 @@ def test_all_checks_are_found():
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_sound_parts_pass(accumulation, subject):
+def test_sound_parts_pass(accumulation, subject, tmp_path):
     found = outcomes(subject(accumulation=accumulation))
     assert {name: one.status for name, one in found.items() if one.status != "pass"} == {PROCESSES: "skip"}
     assert all(one.measured is not None and one.bound for name, one in found.items() if name != PROCESSES)
     assert found[ACCUMULATION].measured < 1e-6
     assert found[RESUMING].measured == found[REPETITION].measured == 0
+    # The folder is that of the caller.
+    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "validation.jsonl", "interrupted.ckpt"}
 
 
 # Broken heads
@@ -193,7 +199,7 @@ def test_broken_collators(data, expected, subject):
 
 
 def test_broken_labels_are_named(subject):
-    found = outcomes(subject(data=WrongLabels))[LABELS]
+    found = outcome(LABELS, subject(data=WrongLabels))
     assert found.measured == 0
     assert "train.jsonl, line 1: {'off'} was given, {'on'} read back" in found.reason
 
@@ -215,7 +221,7 @@ def test_near_duplicates(allowed, status, subject, rows, write_rows):
     twin = rows(60)[7]
     near = [*rows(20, seed=1), twin | {"text": twin["text"].upper() + "!"}]
     made = subject(validation=write_rows(near, "near.jsonl"), max_near_duplicates=allowed)
-    (found,) = [one for one in verify(made) if DUPLICATES in one.check]
+    found = outcome(DUPLICATES, made)
     assert found.status == status
     assert found.measured == pytest.approx(1 / 21)
     assert "nearest (1.00): validation line 21" in found.reason
@@ -254,12 +260,3 @@ def test_bounds():
     assert at_most(1.0, 1.0, "").status == at_least(1.0, 1.0, "").status == "pass"
     assert at_most(1.1, 1.0, "").status == at_least(0.9, 1.0, "").status == "fail"
     assert at_most(float("nan"), 1.0, "").status == at_least(float("nan"), 1.0, "").status == "fail"
-
-
-def test_folder_is_that_of_the_caller(subject, tmp_path):
-    list(verify(subject()))
-    assert {path.name for path in Path(tmp_path).iterdir()} == {
-        "train.jsonl",
-        "validation.jsonl",
-        "interrupted.ckpt",
-    }

@@ -29,7 +29,7 @@ from llm_arch.inference import Model, Predictor, load, save
 from llm_arch.inference.export import onnx as onnx_runtime
 from llm_arch.inference.export.comparison import Comparison
 from llm_arch.inference.export.exported import Exported
-from llm_arch.inference.export.exporting import export
+from llm_arch.inference.export.exporting import Exporter, export
 from llm_arch.inference.export.runtime import Precision
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
@@ -303,9 +303,10 @@ def test_an_operation_that_onnx_lacks_is_named(model: Path, tmp_path: Path) -> N
         r"TextCNN with SequenceClassification can't be written as ONNX \(ONNX has nothing for prims.bessel_i0e\), "
         "which OpenVINO reads too; export it to torch"
     )
+    exporter = Exporter(loaded, ROWS)
     for runtime in ("onnx", "openvino"):
         with pytest.raises(UserError, match=sentence):
-            export(loaded, tmp_path / "out", runtime, ROWS)
+            exporter.write(tmp_path / "out", runtime, "fp32", 1.0)
     assert list(tmp_path.iterdir()) == []
 
 
