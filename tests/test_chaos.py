@@ -14,10 +14,10 @@ PROGRAM = "from benchmarks import chaos, chaos_attempt as one; one.ROWS, one.EPO
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="kills by CPU time, which it reads from /proc")
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_killed_at_random_moments() -> None:
     command = ["-c", PROGRAM, "--kills", str(KILLS), "--only", "kills", "--print", "--seed", "3"]
     environment = {key: value for key, value in os.environ.items() if key != "LLM_ARCH_CACHE"}
-    done = python(*command, folder=tmp_path, cwd=ROOT, env=environment, timeout=600)
+    done = python(*command, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)["kills"]
     assert sum(one["kills"] for one in found.values()) == KILLS

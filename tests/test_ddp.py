@@ -15,6 +15,10 @@ from llm_arch.types import UserError
 
 # Run once by two processes, and once in the test's own, where a step takes as many micro-batches.
 SCRIPT = '''
+import gc
+
+gc.disable()  # until all is imported, which takes less time then
+
 import math
 import os
 import signal
@@ -46,6 +50,8 @@ from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import LabelSpace, UserError
 
+gc.freeze()
+gc.enable()
 STEPS, HALF = 50, 40
 
 
@@ -315,7 +321,7 @@ def ranks(folder, tokenizer, single):
     """What each of two processes found, all of it in one launch."""
     # The first is a fork of this process; Lightning starts the other, by the name of the script.
     arguments = (str(folder / "train_tiny.py"), str(folder), tokenizer)
-    done = python(*arguments, folder=folder, cwd=folder, env=dict(os.environ), timeout=SECONDS)
+    done = python(*arguments, cwd=folder, env=dict(os.environ), timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 

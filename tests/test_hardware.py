@@ -52,7 +52,7 @@ def test_slurm(tmp_path: Path) -> None:
     command = ["-m", "llm_arch.cli.main", *FIT, "-c", "hardware/slurm", "--before", "false"]
     options = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
     command += [*options, "--trainer.callbacks+=told.Told", "--output", "out", "--resume", "auto"]
-    done = python(*command, folder=tmp_path, cwd=tmp_path, env=os.environ | slurm | {"PATH": path}, timeout=600)
+    done = python(*command, cwd=tmp_path, env=os.environ | slurm | {"PATH": path}, timeout=600)
     assert done.returncode == 75, done.stderr[-3000:]
     assert "SIGUSR1: stopped after step 3" in " ".join(done.stdout.split())
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"

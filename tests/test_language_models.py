@@ -133,11 +133,11 @@ def fit(task: Task, batches: list[Batch], folder: Path, **options: Any) -> None:
 
 @pytest.mark.parametrize(("head", "make", "batch"), CASES)
 def test_it_learns(head: Any, make: Any, batch: Any, tmp_path: Path) -> None:
-    task = Task(make(), head, NONE, learning_rate=6e-3)
+    task = Task(make(), head, NONE, learning_rate=1e-2)
     validation = loader([batch(100 + i) for i in range(2)])
-    trainer = trainer_of(tmp_path, max_steps=60, max_epochs=None)
+    trainer = trainer_of(tmp_path, max_steps=35, max_epochs=None)
     before = trainer.validate(task, validation, verbose=False)[0]
-    trainer.fit(task, loader([batch(i) for i in range(60)]), validation)
+    trainer.fit(task, loader([batch(i) for i in range(35)]), validation)
     after = trainer.validate(task, validation, verbose=False)[0]
     assert before["val/perplexity"] > 200
     assert after["val/perplexity"] < 25  # 20 says which tokens there are; all of 1024 are possible

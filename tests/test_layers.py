@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -203,9 +204,18 @@ def sources():
 MODULES = sources()
 
 
+@cache
+def parsed(source):
+    return ast.parse(source)
+
+
+@cache
 def imports(module, source, *, runtime=False):
     """The modules that a module imports, wherever in it; `runtime` leaves out what only type checkers read."""
-    tree = ast.parse(source)
+    return tuple(_imports(module, parsed(source), runtime))
+
+
+def _imports(module, tree, runtime):
     skipped = set()
     if runtime:
         for node in ast.walk(tree):
@@ -273,7 +283,7 @@ def stays_outside_of_transformers(module, source):
     for name in imports(module, source):
         if name.split(".")[0] == "transformers" and any(p.startswith("_") for p in name.split(".")):
             yield f"{module} imports {name}"
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "transformers":
             yield from (f"{module} imports {a.name} of transformers" for a in node.names if a.name.startswith("_"))
         elif isinstance(node, ast.Attribute) and node.attr in PRIVATE:

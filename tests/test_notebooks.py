@@ -16,6 +16,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # is that of few files. A model that is loaded by name has its last layers alone.
 BEFORE = """
 import gc
+gc.disable()
+import llm_arch.data, llm_arch.interpret, matplotlib.pyplot
 from llm_arch.corpus import inputs
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
@@ -31,6 +33,7 @@ def shallow(self, backbone, *given, whole=Task.__init__, **options):
 Trainer.__init__ = briefly
 Task.__init__ = shallow
 gc.freeze()  # what is imported is no garbage, and need not be looked through each time
+gc.enable()
 inputs.library_files = lambda files=inputs.library_files()[::8]: files
 """
 # What it runs before each of them: where it works, and that nothing is defined.

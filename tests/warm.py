@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -71,28 +72,40 @@ class Fork:
 Popen: Any = subprocess.Popen if torch.cuda.is_available() else Fork
 
 
-def python(
-    *arguments: str, folder: Path, cwd: Path, env: Mapping[str, str], timeout: float
-) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run([sys.executable, *arguments])`.
+def python(*arguments: str, cwd: Path, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run([sys.executable, *arguments])`: waits for what it has started and left behind, too.
 
     Args:
         arguments: of Python.
-        folder: where what it prints is kept meanwhile.
         cwd: where it runs.
         env: its environment.
         timeout: seconds that it may take.
     """
-    paths = [folder / name for name in ("printed.out", "printed.err")]
-    with paths[0].open("w") as out, paths[1].open("w") as err:
-        process = Popen([sys.executable, *arguments], cwd=cwd, env=env, stdout=out, stderr=err)
-        try:
-            code = process.wait(timeout)
-        finally:
-            process.kill()
-            process.wait()
-    said = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
-    return subprocess.CompletedProcess(process.args, code, *said)
+    said, readers, ends = ["", ""], [], []
+    for place in range(2):
+        here, there = os.pipe()
+        ends.append(open(there, "w"))  # noqa: SIM115
+        readers.append(threading.Thread(target=_read, args=(here, said, place), daemon=True))
+    process = Popen([sys.executable, *arguments], cwd=cwd, env=env, stdout=ends[0], stderr=ends[1])
+    for end, reader in zip(ends, readers, strict=True):
+        end.close()
+        reader.start()
+    until = time.monotonic() + timeout
+    try:
+        process.wait(timeout)
+        for reader in readers:
+            reader.join(max(0.0, until - time.monotonic()))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(process.args, timeout)
+    finally:
+        process.kill()
+        process.wait()
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
+def _read(end: int, said: list[str], place: int) -> None:
+    with open(end, encoding="utf-8", errors="replace") as file:
+        said[place] = file.read()
 
 
 def _become(

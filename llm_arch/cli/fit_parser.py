@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pkgutil
 from collections.abc import Mapping
 from importlib import import_module
@@ -102,6 +103,12 @@ class FitParser(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Wait: the output directory is not known yet."""
+
+    def _dump_config(self) -> None:
+        """What Lightning hands to a class of its own parameters: by JSON and not checked again, which takes a while."""
+        if not hasattr(self, "config_dump"):
+            options = {"skip_unset": False, "skip_validation": True, "skip_link_targets": False}
+            self.config_dump = json.loads(self.parser.dump(self.config, format="json", **options))
 
     def build(self) -> tuple[Trainer, Task, DataModule]:
         """Instantiate everything.

@@ -148,7 +148,7 @@ def test_pruned_equals_gated(kind, padded):
 
 
 @KINDS
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_any_structure_twice_saved_and_loaded(kind, data, tmp_path_factory):
     torch.manual_seed(0)

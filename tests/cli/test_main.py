@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import python
 
 from llm_arch.cli import main as main_module
 from llm_arch.cli.main import VERBS, main, usage
@@ -157,7 +158,7 @@ def test_exit_codes_of_a_process(tmp_path: Path) -> None:
         "trial.run = run; sys.modules['llm_arch.cli.trial'] = trial; m.VERBS['trial'] = ''\n"
         "sys.exit(m.main(['trial']))"
     )
-    done, _ = process(sys.executable, "-c", program)
+    done = python("-c", program, cwd=tmp_path, env=os.environ, timeout=120)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert done.stderr.endswith("RuntimeError: it broke\n")

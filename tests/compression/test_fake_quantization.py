@@ -214,7 +214,7 @@ def test_the_numbers_are_those_of_the_export(
     from llm_arch.inference.export.graph import Graph, grids
     from llm_arch.inference.export.onnx import OnnxRuntime
 
-    backbone, head = model("bert")
+    backbone, head = model("bert", config={"num_hidden_layers": 2})
     graph = Graph(backbone, head, types=False).eval()
     runtime = OnnxRuntime()
     runtime.write(graph, tmp_path, "int8", ())

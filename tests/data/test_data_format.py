@@ -317,7 +317,8 @@ def test_a_format_of_the_users_own_is_read_anew_when_its_code_changes(
 
 
 PROGRAM = """
-import sys
+import gc, sys
+gc.disable()  # importing takes less time then
 from llm_arch.data import TextClassificationData
 path, tokenizer, cache = sys.argv[1:]
 data = TextClassificationData(path, tokenizer=tokenizer, cache_dir=cache, text_pair_column="other")

@@ -285,6 +285,7 @@ def test_kept_is_what_the_table_says() -> None:
     assert found.times(Way("z")) is None
 
 
+@pytest.mark.usefixtures("again")
 def test_signals_still_reach_the_process(model: Path, rows: Path, tmp_path: Path) -> None:
     """OpenVINO's plugins, which each come with a stack for signals, once left one that was gone."""
     pytest.importorskip("openvino")

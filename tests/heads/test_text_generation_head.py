@@ -89,7 +89,7 @@ def made(words: str, write_rows: Callable[..., str], tmp_path: Path) -> Callable
 def test_it_learns_to_write_and_the_saved_model_writes_the_same(
     kind: str, made: Callable[..., Any], tmp_path: Path
 ) -> None:
-    task, trainer, data = made(kind, steps=200)
+    task, trainer, data = made(kind, steps=110)
     found = trainer.test(task, datamodule=data, verbose=False)[0]
     assert found["test/exact_match"] > 0.8
     assert found["test/chrf"] > 80

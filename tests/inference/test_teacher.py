@@ -31,6 +31,10 @@ from llm_arch.types import Asked, Batch, Taught, UserError
 Make = Callable[..., tuple[Task, DataModule]]
 
 
+NARROW = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 16, "num_hidden_layers": 1}
+NARROW |= {"num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64}
+
+
 @pytest.fixture
 def make(write_rows: Any, rows: Any, tokenizer: str, tmp_path: Path) -> Make:
     """A task and its data, on the same rows each time."""
@@ -227,7 +231,7 @@ class Stop(Callback):
 def test_resumed_ends_where_the_straight_run_ends(make: Make, taught: str, tmp_path: Path) -> None:
     def run(checkpoint: str | None = None, **options: Any) -> dict[str, torch.Tensor]:
         torch.manual_seed(3)
-        task, data = make("mini:bert")
+        task, data = make(Pretrained(config=NARROW))
         term = Distillation(teacher=Teacher(taught), layers="last")
         task.loss_terms = [term]
         trainer(tmp_path, max_epochs=2, **options).fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)

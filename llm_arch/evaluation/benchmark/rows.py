@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -16,6 +17,7 @@ Row = Mapping[str, Any]
 
 _NEAR = 0.9  # of the wanted length is good enough
 _WORDS = 500
+_words_of: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()  # by tokenizer
 
 
 def tokens_of(data: DataModule, row: Row) -> int:
@@ -81,6 +83,12 @@ def of_length(data: DataModule, samples: Sequence[Row], length: int, count: int)
 
 def vocabulary_words(tokenizer: Any) -> list[str]:
     """Words that are one token each; `a` where there are none."""
+    if tokenizer not in _words_of:
+        _words_of[tokenizer] = _one_token_words(tokenizer)
+    return _words_of[tokenizer]
+
+
+def _one_token_words(tokenizer: Any) -> list[str]:
     special = set(tokenizer.all_special_tokens)
     words = (token.lstrip("Ġ▁") for token in tokenizer.get_vocab() if token not in special)
     plain = sorted({word for word in words if re.fullmatch("[a-z]{3,10}", word)})
