@@ -75,6 +75,7 @@ def amend(directory: Path, name: str, entry: Any, section: str) -> None:
         entry: JSON-able.
         section: of the card, from its `## ` heading; an older one with that heading is replaced.
     """
+    directory = directory.resolve()  # a link stays one, and a folder has a name
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         shutil.copytree(directory, temporary, copy_function=_link, dirs_exist_ok=True)

@@ -108,7 +108,7 @@ def run(arguments: list[str]) -> None:
 
     quiet()
     from llm_arch.augmentation import Columns, augment
-    from llm_arch.cli import report
+    from llm_arch.cli import tables
 
     columns = Columns(**{name: getattr(options, f"{name}_column") for name in _COLUMNS})
     with sink(options.output) as file:
@@ -125,7 +125,7 @@ def run(arguments: list[str]) -> None:
         )
         rows = made.new if options.only_new else made.rows
         (_write_csv if options.output.endswith(".csv") else _write_jsonl)(file, rows, options.output)
-    report.console().print(_table(options.output, made, len(rows)))
+    tables.console().print(_table(options.output, made, len(rows)))
     if made.lacking:
         shown = ", ".join(f"{label} lacks {count}" for label, count in [*made.lacking.items()][:12])
         more = f" and {len(made.lacking) - 12} more" if len(made.lacking) > 12 else ""
@@ -224,10 +224,9 @@ def _cell(column: str, value: Any, name: str) -> Any:
 
 
 def _table(title: str, made: Augmented, written: int) -> Table:
-    from rich import box
-    from rich.table import Table
+    from llm_arch.cli import tables
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = tables.table(title)
     table.add_column("")
     table.add_column("rows", justify="right")
     lines = {"read": len(made.original), "new rows made": made.made, "nothing to change": made.unchanged}

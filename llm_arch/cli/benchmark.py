@@ -65,13 +65,13 @@ def run(arguments: list[str]) -> None:
     from llm_arch.cli.quiet import quiet
 
     quiet()
-    from llm_arch.cli import output, report
+    from llm_arch.cli import output, tables
     from llm_arch.cli.progress import progress
     from llm_arch.evaluation.benchmark import benchmark, plot
 
     if options.folder and options.data:
         plot.need_matplotlib()
-    console = report.console()
+    console = tables.console()
     with progress() as advance:
         found = benchmark(
             models,
@@ -116,8 +116,10 @@ def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _say(console: Console, found: Sequence[Measured], options: argparse.Namespace, said: dict[str, Any]) -> None:
+    from llm_arch.cli import tables
+
     first = found[0]
-    sizes = _table("size")
+    sizes = tables.table("size")
     columns: dict[str, Callable[[Measured], str]] = {
         "parameters": lambda one: f"{one.parameters:,}",
         "not 0": lambda one: f"{one.nonzero_parameters / one.parameters:.1%}",
@@ -130,7 +132,7 @@ def _say(console: Console, found: Sequence[Measured], options: argparse.Namespac
     console.print(sizes)
     clock = "CPU time" if said["clock"] == "cpu" else "time"
     many = len(found) > 1
-    speed = _table("speed")
+    speed = tables.table("speed")
     speed.add_column("model", overflow="fold")
     for name in ("tokens", "p50 ms", "p95 ms", "rows/s", *(["times as fast", "in batches"] if many else [])):
         speed.add_column(name, justify="right")
@@ -145,7 +147,7 @@ def _say(console: Console, found: Sequence[Measured], options: argparse.Namespac
     )
     console.print(speed)
     if first.on_rows:
-        own = _table(f"{options.data}, each row at its own length")
+        own = tables.table(f"{options.data}, each row at its own length")
         of_rows: dict[str, Callable[[Measured], str]] = {
             "parameters": lambda one: f"{one.parameters:,}",
             "MB": lambda one: f"{one.weights_bytes / _MB:,.1f}",
@@ -166,13 +168,6 @@ def _say(console: Console, found: Sequence[Measured], options: argparse.Namespac
     machine = ", ".join([said["hardware"]["cpu"], *said["hardware"]["gpus"]])
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
     console.print(f"measured on {machine}, {threads}, torch {said['versions']['torch']}", highlight=False)
-
-
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _fill(of: Table, found: Sequence[Measured], columns: dict[str, Callable[[Measured], str]]) -> None:

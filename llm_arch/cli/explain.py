@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from llm_arch.data.sources import Row
     from llm_arch.interpret import Explainer, Explanation, Inside, Inspector
+    from llm_arch.interpret.plausibility import Marked
 
 # As `llm_arch.interpret.METHODS` has them, whose import takes seconds.
 METHODS = (
@@ -120,6 +121,7 @@ def run(arguments: list[str]) -> None:
     )
     inspector = _inspector(options, explainer)
     rows = _rows(options, explainer)
+    marked = _marked(options, explainer, rows)
     explained: list[Explanation] = []
     with files_of(options, type(explainer.model.head).__name__) as add:
         if add is not None:
@@ -127,7 +129,7 @@ def run(arguments: list[str]) -> None:
                 explained.append(one)
                 add(one, inside)
     if options.json or options.html or options.png:
-        for table in _tables(options, explainer, explained, rows):
+        for table in _tables(options, explainer, explained, marked):
             console.print(table)
         return
     from llm_arch.interpret.render import lines_of
@@ -141,25 +143,41 @@ def run(arguments: list[str]) -> None:
         if inside is not None:
             lines += lines_of_inside(inside)
             insides.append(replace(inside, sequences=(), lens=None))  # without what is large
-    for line in [*lines, *lines_of_mean(insides), *_tables(options, explainer, explained, rows)]:
+    for line in [*lines, *lines_of_mean(insides), *_tables(options, explainer, explained, marked)]:
         console.print(line)
 
 
 def _tables(
-    options: argparse.Namespace, explainer: Explainer, found: Sequence[Explanation], rows: Mapping[int, Row]
+    options: argparse.Namespace, explainer: Explainer, found: Sequence[Explanation], marked: Sequence[Marked]
 ) -> Iterator[Table]:
     """How good the explanations are, where that is asked for."""
     from llm_arch.cli import explain_scores
-    from llm_arch.cli.rows import with_line
 
     if options.faithfulness:
         yield explain_scores.faithfulness_table(found, explainer.model)
     if options.rationales:
-        marks = [row.values[options.rationales] for row in rows.values()]
+        yield explain_scores.plausibility_table(found, marked)
+
+
+def _marked(options: argparse.Namespace, explainer: Explainer, rows: Mapping[int, Row]) -> list[Marked]:
+    """What people marked of each row, where that is asked for: looked at before anything is explained."""
+    if not options.rationales:
+        return []
+    if not options.input:
+        raise UserError("--rationales is a column of a file; give one with --input")
+    from llm_arch.interpret.plausibility import marked_of
+
+    found: list[Marked] = []
+    for row in rows.values():
+        value = row.values.get(options.rationales)
+        if value is None:
+            has = ", ".join(row.values)
+            raise UserError(f"{options.input}, line {row.line} has no {options.rationales}; it has: {has}")
         try:
-            yield explain_scores.plausibility_table(found, marks)
+            found.append(marked_of(value, explainer.model.data.origins(row.values).texts))
         except UserError as error:
-            raise UserError(with_line(str(error), options.input, rows)) from error
+            raise UserError(f"{options.input}, line {row.line}: {error}") from error
+    return found
 
 
 def _inspector(options: argparse.Namespace, explainer: Explainer) -> Inspector | None:
@@ -182,14 +200,7 @@ def _rows(options: argparse.Namespace, explainer: Explainer) -> dict[int, Row]:
 
     data = explainer.model.data
     if options.input:
-        rows = dict(enumerate(rows_of(data.source(options.input))))
-        for row in rows.values():
-            if options.rationales and row.values.get(options.rationales) is None:
-                has = ", ".join(row.values)
-                raise UserError(f"{options.input}, line {row.line} has no {options.rationales}; it has: {has}")
-        return rows
-    if options.rationales:
-        raise UserError("--rationales is a column of a file; give one with --input")
+        return dict(enumerate(rows_of(data.source(options.input))))
     columns = [name for name, always in data.columns_of({}).items() if always]
     return dict(enumerate(rows_of_texts(options.text, columns)))
 

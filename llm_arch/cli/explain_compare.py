@@ -14,6 +14,7 @@ from llm_arch.types import UserError
 
 _SHOWN = 3  # of the rows whose explanations changed most
 _WORDS = 5  # whose scores are listed of each
+_OF_ONE = ("runtime", "special", "attention", "lens", "faithfulness", "rationales", "html", "png")
 
 
 def compare(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -78,8 +79,9 @@ def _directories(options: argparse.Namespace) -> tuple[Path, Path]:
         raise UserError("--compare names both models; leave --model out")
     if not options.input:
         raise UserError("--compare needs rows, and the more the better; give a file with --input")
-    if options.runtime:
-        raise UserError("--runtime is about one model; leave it out with --compare")
+    for name in _OF_ONE:
+        if getattr(options, name):
+            raise UserError(f"--{name} is about one model; leave it out with --compare")
     first, second = (model_directory.home(Path(name)) for name in options.compare)
     for home in (first, second):
         model_directory.read(home)

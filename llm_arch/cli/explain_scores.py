@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llm_arch.inference.directory import Model
     from llm_arch.interpret import Comparison, Explanation
     from llm_arch.interpret.faithfulness import Faithfulness
+    from llm_arch.interpret.plausibility import Marked
 
 # Their names, and whether more of it is better.
 NUMBERS = {
@@ -28,10 +29,9 @@ NUMBERS = {
 
 
 def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
+    from llm_arch.cli import tables
 
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = tables.table(title)
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")
@@ -67,25 +67,19 @@ def mask_note(model: Model) -> str:
     )
 
 
-def plausibility_table(explanations: Sequence[Explanation], rationales: Sequence[Any]) -> Table:
+def plausibility_table(explanations: Sequence[Explanation], marked: Sequence[Marked]) -> Table:
     """How far scores agree with what people marked, beside random ones.
 
     Args:
         explanations: of rows.
-        rationales: what people marked of each, as the file has it.
+        marked: what people marked of each.
 
     Raises:
-        UserError: naming the row whose marks are no such, or saying that no row has any.
+        UserError: no row has any marks.
     """
     from llm_arch.interpret.interval import interval
-    from llm_arch.interpret.plausibility import marked_of, plausibility
+    from llm_arch.interpret.plausibility import plausibility
 
-    marked = []
-    for one, value in zip(explanations, rationales, strict=True):
-        try:
-            marked.append(marked_of(value, one.texts))
-        except UserError as error:
-            raise UserError(f"row {one.index + 1}: {error}") from error
     shuffled = [np.random.default_rng((0, one.index)).standard_normal(len(one.words)).tolist() for one in explanations]
     own, random = (plausibility(explanations, marked, scores) for scores in (None, shuffled))
     usable = [one for one in own if one is not None]

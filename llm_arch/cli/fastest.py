@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     from llm_arch.cli.quiet import quiet
 
     quiet()
-    from llm_arch.cli import report
+    from llm_arch.cli import tables
     from llm_arch.cli.progress import progress
     from llm_arch.evaluation.fastest import fastest
 
@@ -48,17 +48,15 @@ def run(options: argparse.Namespace) -> None:
             advance=advance,
             **given,
         )
-    _say(report.console(), found, folder)
+    _say(tables.console(), found, folder)
 
 
 def _say(console: Console, found: Fastest, folder: str) -> None:
-    from rich import box
-    from rich.table import Table
-
+    from llm_arch.cli import tables
     from llm_arch.evaluation.fastest.shown import cells
 
     head, *rest = cells(found)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = tables.table()
     for name in head:
         table.add_column(name, justify="left" if name in ("way", "verdict") else "right", overflow="fold")
     for row in rest:

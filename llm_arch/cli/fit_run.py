@@ -20,7 +20,7 @@ from torch import nn
 from llm_arch import lineage, model_directory
 from llm_arch.callbacks.preemption import Preempted
 from llm_arch.checkpoints import read
-from llm_arch.cli import fit_tokenizer, output, report
+from llm_arch.cli import fit_tokenizer, output, report, tables
 from llm_arch.cli.compression_times import times
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.cli.fit_teacher import comparable, size_of_teacher, teacher_of
@@ -70,7 +70,7 @@ class FitRun:
         self.recipe = ", ".join(map(str, map(lineage.shown, recipe)))
         self.compresses = compresses
         self.besides = besides
-        self.console = report.console()
+        self.console = tables.console()
         self.saved_config = ""
         self.saved_values: dict[str, Any] = {}
         self.wandb_id: str | None = None

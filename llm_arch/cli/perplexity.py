@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> None:
     quiet()
     from contextlib import nullcontext
 
-    from llm_arch.cli import report
+    from llm_arch.cli import tables
     from llm_arch.cli.sink import sink
     from llm_arch.evaluation.pseudo_perplexity import PseudoPerplexity
 
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> None:
             if file is not None:
                 file.write(json.dumps({"text": text, **_numbers(surprise)}, ensure_ascii=False) + "\n")
     kind = "pseudo-perplexity" if model.head.kind == "masked" else "perplexity"
-    report.console().print(_table(f"{options.input} under {options.model}", kind, found))
+    tables.console().print(_table(f"{options.input} under {options.model}", kind, found))
 
 
 def _numbers(surprise: Surprise) -> dict[str, Any]:
@@ -82,14 +82,12 @@ def _numbers(surprise: Surprise) -> dict[str, Any]:
 
 
 def _table(title: str, kind: str, found: list[Surprise]) -> Table:
-    from rich import box
-    from rich.table import Table
-
+    from llm_arch.cli import tables
     from llm_arch.evaluation.pseudo_perplexity import Surprise
 
     total = sum(found, Surprise())
     ranked = sorted(surprise.perplexity for surprise in found if surprise.tokens)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = tables.table(title)
     table.add_column("")
     table.add_column("value", justify="right")
     table.add_row("texts", f"{len(found):,}")

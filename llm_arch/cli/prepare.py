@@ -15,7 +15,6 @@ from llm_arch.types import UserError
 if TYPE_CHECKING:
     from llm_arch.corpus.shards import Store
 
-_WIDTH = 100
 _NAMED = 5  # faults that are printed
 _SHORT = 24  # tokens a document, below which blank lines may be what separates documents
 
@@ -98,14 +97,11 @@ class _Made:
 
 def _say(options: argparse.Namespace, store: Store, made: _Made) -> None:
     """What came out, what was left out, and what to do next."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from llm_arch.cli import tables
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=_WIDTH)
+    console = tables.console()
     facts = store.manifest
-    table = Table(title="corpus", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = tables.table("corpus")
     values = {
         "documents": f"{facts['documents']:,}",
         "tokens": f"{facts['tokens']:,}",

@@ -10,35 +10,17 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from llm_arch.cli import tables
 from llm_arch.corpus.packing import PackedPlan
 from llm_arch.data.module import DataModule
 from llm_arch.data.splits import Split
 from llm_arch.inference.card import number
 from llm_arch.task import Task
 
-WIDTH = 100
 _LISTED_LABELS = 50
-
-
-def console() -> Console:
-    """Where reports go; of a fixed width when nobody is watching."""
-    made = Console()
-    return made if made.is_terminal else Console(width=WIDTH)
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
 
 
 class EpochLines(Callback):
@@ -70,7 +52,7 @@ class EpochLines(Callback):
 
 def data_table(data: DataModule) -> Table:
     """A row a split, as the data module sums it up."""
-    table = _table("data")
+    table = tables.table("data")
     found = [{"split": split.name, **data.summary(split)} for split in data.splits.values()]
     names = list(dict.fromkeys(name for one in found for name in one if name != "source"))
     for name in [*names, "source"]:
@@ -107,7 +89,7 @@ def plan_line(data: DataModule) -> str:
 
 def before_after(before: Mapping[str, float] | None, after: Mapping[str, float], split: str) -> Table:
     """The metrics side by side."""
-    table = _table(f"{split} split")
+    table = tables.table(f"{split} split")
     table.add_column("metric")
     if before:
         table.add_column("before", justify="right")
@@ -119,7 +101,7 @@ def before_after(before: Mapping[str, float] | None, after: Mapping[str, float],
 
 def compression(record: Mapping[str, Any]) -> Table:
     """What a compressing run changed, side by side."""
-    table = _table(", ".join(record["methods"]))
+    table = tables.table(", ".join(record["methods"]))
     table.add_column("compression")
     for name in ("before", "after", "after / before"):
         table.add_column(name, justify="right")
@@ -141,7 +123,7 @@ def say_promise(console: Console, records: Mapping[str, Any]) -> None:
 def per_label(report: Mapping[str, Mapping[str, Any]]) -> Table:
     """Precision, recall and F1 of every label that occurs, the weakest first."""
     seen = {name: row for name, row in report.items() if row["support"]}
-    table = _table("by label, weakest first")
+    table = tables.table("by label, weakest first")
     table.add_column("label", overflow="fold")
     for name in ("precision", "recall", "f1", "rows"):
         table.add_column(name, justify="right")

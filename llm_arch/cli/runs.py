@@ -211,11 +211,11 @@ def _numbers(values: Any) -> dict[str, float]:
 
 
 def _table(found: list[Run], sort: str | None) -> Table:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    from llm_arch.cli import tables
+
+    table = tables.table()
     for name in ("run", "when", "task", "backbone", "data", "metric", "before", "after", "seconds", "state", "from"):
         table.add_column(name, justify="right" if name in ("before", "after", "seconds") else "left", overflow="fold")
     for one in found:

@@ -27,11 +27,11 @@ def run(arguments: list[str]) -> None:
     from llm_arch.cli.quiet import quiet
 
     quiet()
-    from llm_arch.cli import output, report
+    from llm_arch.cli import output, report, tables
     from llm_arch.inference.directory import load
     from llm_arch.trainer import Trainer
 
-    console = report.console()
+    console = tables.console()
     model = load(options.model, trust=tuple(options.trust))
     data = model.data_for(test=options.data)
     trainer = Trainer(logger=False, enable_checkpointing=False, devices=1, enable_progress_bar=console.is_terminal)

@@ -13,7 +13,6 @@ from llm_arch.cli.options import corpus_parser, parse
 if TYPE_CHECKING:
     from llm_arch.corpus.fertility import Fertility
 
-_WIDTH = 100
 # Every 20th document measures the tokenizer instead of training it, until there are enough to tell.
 _HOLD_OUT_EVERY = 20
 _HELD_OUT_CHARACTERS = 2_000_000
@@ -83,16 +82,13 @@ def _training(found: Iterable[Any], held_out: list[str], first: list[str]) -> It
 
 def _say(options: argparse.Namespace, tokenizer: Any, found: Fertility, unseen: bool) -> None:
     """What came out, how well it fits, and what to do next."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from llm_arch.cli import tables
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=_WIDTH)
+    console = tables.console()
     title = (
         "measured on documents held out of training" if unseen else "measured on the training text: too few documents"
     )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = tables.table(title)
     values = {
         "documents": f"{found.documents:,}",
         "words": f"{found.words:,}",

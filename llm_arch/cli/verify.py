@@ -143,14 +143,12 @@ def _try(subject: Subject) -> None:
 
 def _say(outcomes: Iterator[Outcome]) -> list[Outcome]:
     """Show what was found as a table, and hand it on."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    from llm_arch.cli.report import console
+    from llm_arch.cli import tables
 
-    screen = console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    screen = tables.console()
+    table = tables.table(show_lines=True, collapse_padding=False)
     for name, justify in (("check", "left"), ("measured", "right"), ("bound", "left"), ("result", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     found: list[Outcome] = []

@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> None:
     quiet()
     from contextlib import nullcontext
 
-    from llm_arch.cli import report
+    from llm_arch.cli import tables
     from llm_arch.cli.sink import sink
     from llm_arch.data.multiple_choice import MultipleChoiceData
     from llm_arch.evaluation.zero_shot import ZeroShotChoice
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> None:
                 kept = {name: row[name] for name in data.columns_of(row) if name in row}
                 line = {**kept, **answered.prediction.to_dict(), "right": answered.right}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    console = report.console()
+    console = tables.console()
     console.print(_table(f"{options.input} under {options.model}, without training", found))
     if model.truncated:
         console.print(
@@ -126,13 +126,11 @@ def _rows(name: str, data: MultipleChoiceData) -> Iterator[Mapping[str, Any]]:
 
 
 def _table(title: str, found: list[Answered]) -> Table:
-    from rich import box
-    from rich.table import Table
-
+    from llm_arch.cli import tables
     from llm_arch.evaluation.zero_shot import Accuracy
 
     accuracy = Accuracy.of(found)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = tables.table(title)
     table.add_column("")
     table.add_column("value", justify="right")
     table.add_row("rows", f"{len(found):,}")

@@ -202,7 +202,7 @@ class SequenceClassification(Head):
         return replace(found, cells=target.cells) if self.binary else found
 
     def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
-        """(R,) that of the label."""
+        """(R,) that of the label; of one of two as one logit also where it is set against the other."""
         if self.binary:
             return (self.explained(logits, batch, targets)).sigmoid()
         scores_BC = logits.float().sigmoid() if self.label_space.multi else logits.float().softmax(1)

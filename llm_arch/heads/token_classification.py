@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -230,15 +230,24 @@ class TokenClassification(Head):
         return summed(1.0) - summed(-1.0)  # where nothing is set against it, the second is the sum over all
 
     def probability(self, logits: Tensor, batch: Batch, targets: Sequence[Target]) -> Tensor:
-        """(R,) the mean probability of a target's tags; with a CRF that its words have them, or the ratio of two."""
+        """(R,) the mean probability of a target's tags; with a CRF that its words have them."""
         if self.crf is not None:
-            return self.explained(logits, batch, targets).exp()
+            for_R, against_R = (
+                self.explained(logits, batch, [_part(target, sign) for target in targets]).exp() for sign in (1, -1)
+            )
+            contrast_R = torch.tensor([any(w < 0 for *_, w in t.cells) for t in targets], device=for_R.device)
+            return for_R - against_R * contrast_R
         return weighted_sums(_emissions(logits).softmax(1), self.logit_rows(batch), targets)
 
     def _scores(self) -> Scores:
         """The scores of transitions for decoding: the CRF's or zeros, with -inf where the rules forbid."""
         rules = Scores(self.rules[0], self.rules[1], self.rules[2:])
         return rules if self.crf is None else Scores(*(a + b for a, b in zip(rules, self.crf(), strict=True)))
+
+
+def _part(target: Target, sign: int) -> Target:
+    """What speaks for a target, or what it is set against, by itself."""
+    return replace(target, cells=tuple((w, c, abs(x)) for w, c, x in target.cells if x * sign > 0))
 
 
 def _words(batch: Batch) -> Words:

@@ -135,7 +135,8 @@ def compare(
         raise UserError(f"{kinds}; compare models of one task")
     rows, note = list(rows), ""
     if reason := next(filter(None, (unserved(one, method) for one in models)), None):
-        method, note, settings = "occlusion", f"both by occlusion: {reason.partition('; take')[0]}", {}
+        method, note = "occlusion", f"both by occlusion: {reason.partition('; take')[0]}"
+        settings = {name: value for name, value in settings.items() if name == "baseline"}  # the others are its own
     explainers = [Explainer(one, method=method, faithfulness=faithfulness, **settings) for one in models]
     one: list[Explanation] = []
     other: list[Explanation] = []

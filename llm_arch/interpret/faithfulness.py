@@ -29,7 +29,9 @@ Scores = Sequence[Tensor]  # (U,) of each row
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """How faithful the scores of a row are. All but `tau` and `sensitivity` are differences of probabilities.
+    """How faithful the scores of a row are.
+
+    All but `tau` and `sensitivity` are differences of probabilities, or of the number itself where a head gives none.
 
     Attributes:
         comprehensiveness: what the prediction loses without the highest fifth of the words; more is better.

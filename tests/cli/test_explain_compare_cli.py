@@ -67,6 +67,8 @@ def test_bad_comparisons_are_one_sentence(run: Any, trained: Path, twin: Path, t
         (("explain", "--compare", str(twin), str(twin), "--input", file), "twice; name two models"),
         (("explain", "--compare", str(twin), "nowhere", "--input", file), "nowhere: no such directory"),
         ((*pair, "--input", file, "--target", "dim"), f"{file}, line 1: unknown label 'dim'"),
+        ((*pair, "--input", file, "--attention"), "--attention is about one model; leave it out with --compare"),
+        ((*pair, "--input", file, "--html", "page.html"), "--html is about one model; leave it out with --compare"),
         (("explain", "--input", file), "--model DIR is missing"),
     ):
         assert why in run(*arguments).sentence

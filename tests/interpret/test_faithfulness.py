@@ -137,6 +137,26 @@ def test_probabilities_are_those_of_predictions(make: Callable[..., Model], rows
         assert found == pytest.approx(wanted, abs=1e-5), kind
 
 
+def test_a_contrast_of_entities_is_a_difference_of_probabilities(
+    make: Callable[..., Model], rows_of: Callable[[str], Any]
+) -> None:
+    """Also with a CRF, whose numbers are logarithms."""
+    for kind in ("crf", "entities"):
+        # Where all words go, the same go whatever the scores are.
+        test = FaithfulnessTest(draws=0, shares=(1.0,))
+        explainer = Explainer(make(kind), method="occlusion", faithfulness=test)
+        row = rows_of(kind)[1]
+
+        def losses(target: str, against: str | None = None, explainer: Any = explainer, row: Any = row) -> Any:
+            (found,) = explainer([row], target=target, against=against)
+            return found.faithfulness.own
+
+        place, person, both = (
+            losses(*one).aopc_comprehensiveness for one in (("7-13:LOC",), ("7-13:PER",), ("7-13:LOC", "7-13:PER"))
+        )
+        assert both == pytest.approx(place - person, abs=1e-6)
+
+
 @settings(max_examples=50, deadline=None)
 @given(NUMBERS, NUMBERS)
 def test_rank_correlations(one: list[int], other: list[int]) -> None:
