@@ -78,9 +78,10 @@ class SentencePairData(MaskedCorpusData):
             raise UserError(f"data.max_length is {self.max_length}, too short for pairs; set it to {least} or more")
         pieces = cut(documents, store.lengths[documents], store.text_bytes[documents], room, shortest=SHORTEST)
         if self.objective == "nsp" and len(pieces) and len(np.unique(store.keys[np.unique(pieces.document)])) < 2:
+            split, more = ("training", "") if training else ("validation or test", "cut off more of them, ")
             raise UserError(
-                f"{store.directory}: a {'training' if training else 'validation or test'} split has a single document, "
-                f"and no other to take a wrong sentence from; name more documents, or set data.objective to sop"
+                f"{', '.join(store.manifest['sources'])}: a {split} split has a single document, and no other to take "
+                f"a wrong sentence from; name more documents, {more}or set data.objective to sop"
             )
         rows = PairRows(store, pieces, training=training, objective=self.objective, sentences=self._sentences)
         return rows, pieces.length + self._template.size

@@ -160,8 +160,8 @@ def test_a_single_document(make: Any) -> None:
     for texts in (["w1 . w2 w3 ."], ["w1 . w2 w3 ."] * 5):
         data = make(texts)
         with refused(
-            f"{data.store(data.sources['train']).directory}: a training split has a single document, and no other to "
-            f"take a wrong sentence from; name more documents, or set data.objective to sop"
+            f"{data.sources['train']}: a training split has a single document, and no other to take a "
+            f"wrong sentence from; name more documents, or set data.objective to sop"
         ):
             data.split("train")
         assert len(make(texts, objective="sop").split("train")) == len(texts)

@@ -14,6 +14,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from llm_arch.data.batching import Indices
+from llm_arch.data.corpus import CorpusData
 from llm_arch.data.loader import Columns, RowNumbers
 from llm_arch.data.module import DataModule
 from llm_arch.data.splits import Split
@@ -55,6 +56,8 @@ class Subject:
         """Task and data, made anew."""
         L.seed_everything(self.seed, verbose=False)
         task, data = self.build()
+        if isinstance(data, CorpusData):  # its pieces are as long as one likes; of rows the short ones are chosen
+            data.max_length = min(data.max_length, TOKENS // ROWS)
         if isinstance(data, WritesTexts):
             data.suit(task.backbone)
         return task, data
