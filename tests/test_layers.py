@@ -50,6 +50,9 @@ SUPPORTING = {
     "backbones": {
         "activations",
         "bare",
+        "building",
+        "checking",
+        "configuration",
         "cross",
         "dropout",
         "generating",
@@ -181,7 +184,7 @@ EXCEPTIONS = {
 }
 
 # The only modules that may use names of transformers that are not public.
-TRANSFORMERS_INSIDE = {"llm_arch.backbones.loading"}
+TRANSFORMERS_INSIDE = {"llm_arch.backbones.building", "llm_arch.backbones.loading"}
 _OPEN = {*dir(nn.Module), *dir(object)}
 _CLASSES = (PreTrainedModel, PreTrainedConfig, PreTrainedTokenizerFast, GenerationConfig)
 PRIVATE = {

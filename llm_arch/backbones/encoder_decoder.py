@@ -14,16 +14,9 @@ from torch import Tensor
 from transformers import EncoderDecoderModel, PreTrainedConfig, PreTrainedModel
 
 from llm_arch.backbones import joined
-from llm_arch.backbones.loading import (
-    first_config,
-    fresh_config,
-    named_model,
-    no_progress_bars,
-    random_model,
-    saved_model,
-    use_attention,
-    with_dropout,
-)
+from llm_arch.backbones.building import random_model, use_attention
+from llm_arch.backbones.configuration import first_config, fresh_config, with_dropout
+from llm_arch.backbones.loading import named_model, no_progress_bars, saved_model
 from llm_arch.backbones.output_head import Checkpoint, fitted, head_style, head_weights, names_of
 from llm_arch.backbones.two_sided import TwoSidedBackbone
 from llm_arch.backbones.vocabulary import added_rows, not_sized

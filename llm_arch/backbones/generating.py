@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from llm_arch.backbones.loading import attention_of, use_attention
+from llm_arch.backbones.building import attention_of, use_attention
 from llm_arch.types import UserError
 
 # They change what is returned, or want the logits of more than the last token.

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers import EncoderDecoderConfig, EncoderDecoderModel, PreTrainedConfig, PreTrainedModel
 
-from llm_arch.backbones.loading import fresh_config, named_model, random_model
+from llm_arch.backbones.building import random_model
+from llm_arch.backbones.configuration import fresh_config
+from llm_arch.backbones.loading import named_model
 from llm_arch.backbones.output_head import Checkpoint, fill_transform, head_weights, names_of
 from llm_arch.backbones.presets import is_preset, preset
 from llm_arch.backbones.vocabulary import PLACEHOLDER

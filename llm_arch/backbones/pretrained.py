@@ -15,23 +15,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from llm_arch.backbones import packed, probe
 from llm_arch.backbones.activations import fuse_activations
+from llm_arch.backbones.building import attention_of, dense_model, pruned_model, random_model, use_attention
+from llm_arch.backbones.configuration import first_config, fresh_config, with_dropout
 from llm_arch.backbones.dropout import replace_dropout
 from llm_arch.backbones.generating import Limits, as_transformers, continued, shell
 from llm_arch.backbones.loading import (
-    attention_of,
-    dense_model,
-    first_config,
-    fresh_config,
     named_model,
     named_pruned_model,
     no_progress_bars,
-    pruned_model,
-    random_model,
     recorded_structure,
     saved_model,
     structure_of,
-    use_attention,
-    with_dropout,
 )
 from llm_arch.backbones.output_head import Checkpoint, fitted, head_style, head_weights, names_of
 from llm_arch.backbones.padding import Grid, left_padded

@@ -16,9 +16,9 @@ from transformers.utils import ModelOutput
 
 from llm_arch.backbones import cross, probe
 from llm_arch.backbones.activations import fuse_activations
+from llm_arch.backbones.building import attention_of, use_attention
 from llm_arch.backbones.dropout import replace_dropout
 from llm_arch.backbones.generating import Limits, as_transformers, continued, shell
-from llm_arch.backbones.loading import attention_of, use_attention
 from llm_arch.backbones.packed import PackedMap
 from llm_arch.backbones.padding import Grid, left_padded
 from llm_arch.backbones.vocabulary import not_sized

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llm_arch.backbones.loading import dense_model
+from llm_arch.backbones.building import dense_model
 from llm_arch.compression.calibration import Calibration
 from llm_arch.compression.latency import LatencyTable, seconds_besides
 from llm_arch.compression.macs import macs_prices

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel
 
 from llm_arch.backbones import packed
-from llm_arch.backbones.loading import fresh_config, random_model
+from llm_arch.backbones.building import random_model
+from llm_arch.backbones.configuration import fresh_config
 from llm_arch.backbones.presets import PRESETS
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.data.collate import make_batch
