@@ -5,13 +5,17 @@
 Each seed pretrains a model on the standard library's text, writes it to a directory, and fine-tunes from that; the
 other starts from random weights of that seed. Both are trained alike, each with the learning rate of a small grid that
 is best on a tenth of the training rows, which it is not trained on there; the last state is measured on the test rows.
+The table also tells how many of the task's words the corpus has: what is never read can't be learnt.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import tempfile
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -34,6 +38,8 @@ from llm_arch.heads.classification import SequenceClassification
 
 SET = "trec"
 STARTS = ("pretrained", "random")
+SEEN = 5  # times that a word must stand in the corpus to be known
+_WORD = re.compile(r"[a-z0-9]+")
 
 
 def pretrain(corpus: Corpus, seed: int, options: argparse.Namespace, cache: Path, output: Path) -> Run:
@@ -47,7 +53,8 @@ def pretrain(corpus: Corpus, seed: int, options: argparse.Namespace, cache: Path
     data = data_of(PAIRS, corpus, recipe, cache)
     muon = options.optimizer == "muon"
     optimizer = optimizer_named("muon", recipe.learning_rate, recipe.weight_decay) if muon else None
-    run, task, _ = fit(PAIRS, data, BERT_MINI, recipe, passes=options.passes, optimizer=optimizer)
+    shape = BERT_MINI | {f"{part}_dropout_prob": options.dropout for part in ("hidden", "attention_probs")}
+    run, task, _ = fit(PAIRS, data, shape, recipe, passes=options.passes, optimizer=optimizer)
     save(task, data, output)
     return replace(run, notes=measured(task, data, "validation"))
 
@@ -63,7 +70,7 @@ def finetune(
         folder = Path(scratch)
         data = module(SET, train, folder, test=str(write_jsonl(test, folder / "test.jsonl")))
         backbone = start or Pretrained(config=dict(BERT_MINI))
-        task = Task(backbone, SequenceClassification, data.label_space, learning_rate=rate)
+        task = Task(backbone, SequenceClassification, data.label_space, learning_rate=rate, dropout=0.1)
         trainer = Trainer(
             max_epochs=options.epochs,
             default_root_dir=scratch,
@@ -75,10 +82,18 @@ def finetune(
         return float(trainer.test(task, datamodule=data, verbose=False)[0]["test/accuracy"])
 
 
+def known(corpus: Iterable[str], task: Iterable[str]) -> tuple[float, float]:
+    """The shares of a task's words, and of its different words, that a corpus has a few times."""
+    counts = Counter(word for text in corpus for word in _WORD.findall(text.lower()))
+    words = [word for text in task for word in _WORD.findall(text.lower())]
+    return tuple(mean(counts[word] >= SEEN for word in some) for some in (words, set(words)))  # type: ignore[return-value]
+
+
 def write(
     pretraining: dict[int, Run],
     tuned: dict[str, dict[float, float]],
     accuracy: dict[str, dict[int, float]],
+    words: tuple[float, float],
     options: argparse.Namespace,
 ) -> None:
     """Results as json and table."""
@@ -107,11 +122,15 @@ def write(
     lines += [
         "",
         f"Pretraining: {options.corpus}, {tokens:,} tokens in {options.passes} passes, {minutes:.0f} CPU minutes a "
-        f"seed; on held-out documents {held_out}. Fine-tuning: {options.epochs} epochs on {SET}, official test rows, "
-        f"{precision_note()}.",
+        f"seed, {options.optimizer} at {options.pretraining_rate:g}, {options.batch_tokens} tokens a batch, pieces of "
+        f"{options.length}, dropout {options.dropout:g}; on held-out documents {held_out}. Fine-tuning: "
+        f"{options.epochs} epochs on {SET}, dropout 0.1, official test rows, {precision_note()}.",
+        "",
+        f"Of the words of {SET}'s training rows {words[0]:.0%} stand in the corpus at least {SEEN} times, of its "
+        f"different words {words[1]:.0%}.",
     ]
     runs = {str(seed): run.summary() for seed, run in pretraining.items()}
-    payload = {"pretraining": runs, "tuned": tuned, "accuracy": accuracy, "options": vars(options)}
+    payload = {"pretraining": runs, "tuned": tuned, "accuracy": accuracy, "words": words, "options": vars(options)}
     write_results("pretrain_transfer", payload, "\n".join(lines), data_directory=options.data)
     print("\n".join(lines), flush=True)
 
@@ -126,11 +145,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA)")
     parser.add_argument("--corpus", choices=CORPORA, default="stdlib:docs")
     parser.add_argument("--tokens", type=int, default=500_000, help="of the corpus")
-    parser.add_argument("--passes", type=int, default=4, help="over the corpus")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--passes", type=int, default=12, help="over the corpus")
+    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of pretraining")
     parser.add_argument("--pretraining-rate", type=float, default=1e-3)
+    parser.add_argument("--dropout", type=float, default=0.0, help="of pretraining")
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-4, 3e-4, 1e-3], help="of fine-tuning")
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning")
     parser.add_argument("--rows", type=int, help="training rows, drawn at random; default: all")
@@ -166,7 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
         best = {start: max(options.rates, key=lambda rate: tuned[start][rate]) for start in STARTS}
         jobs = {(s, seed): begin(s, train, rows["test"], best[s], seed) for s in STARTS for seed in options.seeds}
         accuracy = {start: {seed: jobs[start, seed].result() for seed in options.seeds} for start in STARTS}
-    write(pretraining, tuned, accuracy, options)
+    words = known(texts, (row["text"] for row in train))
+    write(pretraining, tuned, accuracy, words, options)
 
 
 if __name__ == "__main__":
