@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 LIBRARIES = ("torch", "lightning", "transformers", "accelerate", "tokenizers", "torchmetrics", "datasets")
+_PATH = re.compile(r'"(/[^"\n]+)"')
 
 
 class Stopwatch:
@@ -240,6 +242,7 @@ def write_results(
     text = json.dumps(record | {"results": dict(payload)}, indent=2, ensure_ascii=False, default=_jsonable)
     if data_directory is not None:  # a path of this machine
         text = text.replace(json.dumps(str(data_directory)), '"DIR"')
+    text = _PATH.sub(lambda found: f'"PATH/{Path(found[1]).name}"' if Path(found[1]).exists() else found[0], text)
     json_path.write_text(text + "\n", encoding="utf-8")
     bf16 = "native bf16" if hardware["native_bf16"] else "no native bf16"
     libraries = ", ".join(f"{key} {value}" for key, value in software.items() if value and key != "git")
