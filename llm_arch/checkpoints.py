@@ -56,8 +56,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint, with all its parts; never runs code from it."""
+        return dict(shards.whole(self.load_spread(path, map_location)))
+
+    def load_spread(self, path: str | Path, map_location: Callable[..., Any] | None = None) -> dict[str, Any]:
+        """Read a checkpoint whose parts stay where they are until they are asked for (`shards.Spread`)."""
         where = map_location or (lambda storage, location: storage)
-        return shards.whole(super().load_checkpoint(path, where, weights_only=True), Path(path).parent)
+        return shards.spread(super().load_checkpoint(path, where, weights_only=True), Path(path).parent)
 
     def sweep(self, folder: Path) -> None:
         """Remove parts that belong to no checkpoint of a folder any more."""
@@ -66,7 +70,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 def read(path: str | Path) -> dict[str, Any]:
     """A checkpoint on the CPU, with all its parts; never runs code from it."""
-    return shards.whole(_read(Path(path)), Path(path).parent)
+    return dict(shards.whole(shards.spread(_read(Path(path)), Path(path).parent)))
 
 
 def _read(path: Path) -> dict[str, Any]:

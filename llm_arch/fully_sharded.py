@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
 from llm_arch.checkpoints import DurableCheckpointIO
-from llm_arch.shards import ENTRY, Shards
+from llm_arch.shards import ENTRY, Shards, Spread, whole
 from llm_arch.types import UserError
+
+# What of a checkpoint each process takes its share of; the rest is small, and goes to callbacks as it was.
+_TAKEN_IN_SHARES = {"state_dict", "optimizer_states"}
 
 
 class FullySharded(ModelParallelStrategy):
@@ -123,21 +127,22 @@ class FullySharded(ModelParallelStrategy):
         return [value for value, _ in everyone]
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read it whole on every process; never runs code from it."""
-        return self.checkpoint_io.load_checkpoint(checkpoint_path)
+        """Read it, but of what other processes wrote only what this one keeps; never runs code from it."""
+        io = self.checkpoint_io
+        if not isinstance(io, DurableCheckpointIO):
+            return io.load_checkpoint(checkpoint_path)
+        found = io.load_spread(checkpoint_path)
+        return {key: value if key in _TAKEN_IN_SHARES else whole(value) for key, value in found.items()}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take this process's share of whole weights."""
+        """Take this process's share of the weights."""
         assert self.lightning_module is not None
-        shares = {
-            name: _share(checkpoint["state_dict"].get(name), own)
-            for name, own in self.lightning_module.state_dict().items()
-        }
-        given = {name: shares.get(name, value) for name, value in checkpoint["state_dict"].items()}
+        own = self.lightning_module.state_dict()
+        given = {name: _share(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(given, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this process's share of the whole state."""
+        """Take this process's share of the state."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             state = dict(saved["state"])
             for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
@@ -201,8 +206,13 @@ def gather(root: nn.Module) -> None:
         part.__class__ = type(part).__mro__[type(part)._orig_cls_mro_index]
 
 
-def _share(value: Any, own: Tensor) -> Any:
-    """The share of a whole tensor that lies where this process's does."""
-    if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
-        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
-    return value
+def _share(value: Any, own: Tensor | None) -> Any:
+    """The share of a tensor, whole or in files, that lies where this process's does."""
+    if not (isinstance(own, DTensor) and isinstance(value, Tensor | Spread) and value.shape == own.shape):
+        return whole(value)
+    mesh, placements = own.device_mesh, own.placements
+    if not isinstance(value, Spread):
+        return distribute_tensor(value.to(own.device), mesh, placements, src_data_rank=None)
+    size, offset = compute_local_shape_and_global_offset(own.shape, mesh, placements)
+    local = value.rows(offset[0], offset[0] + size[0]).to(own.device)
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=own.shape, stride=own.stride())

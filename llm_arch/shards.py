@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,38 @@ class Shards:
         return {"file": name, **_facts(path)}
 
 
-def whole(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A checkpoint with whole tensors where it has notes.
+class Spread:
+    """A tensor that lies in the files of a checkpoint, each with some of its rows, read as they are asked for.
+
+    Args:
+        files: all of them, in order.
+        name: what they call it.
+        shape: of all of it.
+    """
+
+    def __init__(self, files: Sequence[Any], name: str, shape: Sequence[int]) -> None:
+        self._slices = [file.get_slice(name) for file in files]
+        self._starts = [0, *accumulate(one.get_shape()[0] for one in self._slices)]
+        assert [self._starts[-1], *self._slices[0].get_shape()[1:]] == list(shape)
+        self.shape = torch.Size(shape)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Its rows from one up to another."""
+        placed = zip(self._slices, self._starts, self._starts[1:], strict=False)
+        parts = [
+            one[max(start, first) - first : min(stop, end) - first]
+            for one, first, end in placed
+            if max(start, first) < min(stop, end)
+        ]
+        return torch.cat(parts) if parts else self._slices[0][:0]
+
+    def whole(self) -> Tensor:
+        """All of it."""
+        return self.rows(0, self._starts[-1])
+
+
+def spread(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A checkpoint with a `Spread` where it has notes.
 
     Args:
         checkpoint: as it was written.
@@ -73,14 +104,21 @@ def whole(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     def read(values: Any) -> Any:
         if isinstance(values, dict) and values.keys() == _PLACE:
-            tensor = torch.cat([file.get_tensor(values["shard"]) for file in files])
-            assert list(tensor.shape) == values["shape"]
-            return tensor
+            return Spread(files, values["shard"], values["shape"])
         if isinstance(values, dict):
             return {key: read(value) for key, value in values.items()}
         return [read(value) for value in values] if isinstance(values, list) else values
 
     return {key: value if key == ENTRY else read(value) for key, value in checkpoint.items()}
+
+
+def whole(values: Any) -> Any:
+    """Nested values with whole tensors in the place of each `Spread`."""
+    if isinstance(values, Spread):
+        return values.whole()
+    if isinstance(values, dict):
+        return {key: whole(value) for key, value in values.items()}
+    return [whole(value) for value in values] if isinstance(values, list) else values
 
 
 def fault_of(checkpoint: Mapping[str, Any], folder: Path) -> str | None:

@@ -35,6 +35,19 @@ def write(folder: Path, name: str, tensors: dict[str, Tensor], ranks: int, step:
 
 
 @settings(max_examples=20, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 7), st.integers(0, 7))
+def test_any_rows_are_read_without_the_rest(
+    tmp_path_factory: pytest.TempPathFactory, count: int, ranks: int, start: int, stop: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    whole = torch.randn(count, 3)
+    found = DurableCheckpointIO().load_spread(write(folder, "last", {"w": whole}, ranks))["state_dict"]["w"]
+    assert isinstance(found, shards.Spread)
+    assert found.shape == whole.shape
+    assert torch.equal(found.rows(start, stop), whole[start:stop])
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=3), st.integers(1, 4))
 def test_any_number_of_processes_reads_what_any_number_wrote(
     tmp_path_factory: pytest.TempPathFactory, rows: list[int], ranks: int
