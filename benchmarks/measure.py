@@ -242,7 +242,8 @@ def write_results(
     text = json.dumps(record | {"results": dict(payload)}, indent=2, ensure_ascii=False, default=_jsonable)
     if data_directory is not None:  # a path of this machine
         text = text.replace(json.dumps(str(data_directory)), '"DIR"')
-    text = _PATH.sub(lambda found: f'"PATH/{Path(found[1]).name}"' if Path(found[1]).exists() else found[0], text)
+    for path in sorted({found for found in _PATH.findall(text) if Path(found).exists()}, reverse=True):
+        text = text.replace(path, f"PATH/{Path(path).name}")  # in sentences too
     json_path.write_text(text + "\n", encoding="utf-8")
     bf16 = "native bf16" if hardware["native_bf16"] else "no native bf16"
     libraries = ", ".join(f"{key} {value}" for key, value in software.items() if value and key != "git")
