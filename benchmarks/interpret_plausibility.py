@@ -9,6 +9,7 @@ the right one is explained, by its question's words, where people highlighted so
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
                 directory = model(name, root, options.seed, folder, share)
                 found[f"{shown}, {kind}"] = numbers = {}
                 for method in METHODS:
-                    numbers |= compared(directory, method, rows, folder)
+                    place = directory.with_name(f"{directory.name}-{method}-{len(rows)}.json")
+                    if not place.is_file():  # some methods take half an hour, and a run may be interrupted
+                        place.write_text(json.dumps(compared(directory, method, rows, folder)), encoding="utf-8")
+                    numbers |= json.loads(place.read_text(encoding="utf-8"))
                     print(name, kind, method, flush=True)
                     write(found, options)
 
