@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
             rows = rows_of(name, root)["test"][: options.rows]
             for kind, share in (("trained as usual", 0.0), (f"{MASKED:.0%} of the rows masked", MASKED)):
                 directory = model(name, root, options.seed, folder, share)
-                found[f"{shown}, {kind}"] = numbers = {}
+                numbers: Numbers = {}
+                found[f"{shown}, {kind}"] = numbers
                 for method in METHODS:
                     place = directory.with_name(f"{directory.name}-{method}-{len(rows)}.json")
                     if not place.is_file():  # some methods take half an hour, and a run may be interrupted
