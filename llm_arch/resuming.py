@@ -43,13 +43,19 @@ class Standing:
             trainer.val_check_batch = min(math.ceil(every / step) * step, trainer.num_training_batches)
 
     def save(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-        """Note whether a validation is due at this step, which Lightning would leave out in the resumed run."""
+        """Note what Lightning would leave out in the resumed run: a validation due now, the rest of a cut epoch."""
         due = self.due or (_validates_here(trainer) and self._validated != _place(trainer))
         checkpoint["validation_due"] = due
         checkpoint["ranks"], checkpoint["accumulation"] = trainer.world_size, trainer.accumulate_grad_batches
         if due:  # what it had done of it is done again
             progress = type(trainer.fit_loop.epoch_loop.val_loop.batch_progress)()
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress.state_dict()
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        ended = epochs["current"]["processed"] == epochs["current"]["ready"]
+        if ended and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            # Lightning counts an epoch that was cut short as done: a longer run would never see the rest of its rows.
+            for counts in epochs.values():
+                counts["processed"] -= 1
 
     def load(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
         """Remember whether a validation is due, and find the place of a run of another number of ranks.

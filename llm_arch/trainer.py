@@ -21,6 +21,7 @@ from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.callbacks.guard import Guard
 from llm_arch.callbacks.preemption import Preemption
 from llm_arch.checkpoints import DurableCheckpointIO
+from llm_arch.fit_loop import FitLoop
 from llm_arch.fully_sharded import FullySharded
 from llm_arch.precision import check_precision, choose_precision, use_fast_fp32
 from llm_arch.types import UserError
@@ -95,6 +96,9 @@ class Trainer(L.Trainer):
             default_root_dir=default_root_dir,
             **options,
         )
+        steps = self.fit_loop.epoch_loop
+        self.fit_loop = FitLoop(self, min_epochs=self.min_epochs, max_epochs=self.max_epochs)
+        self.fit_loop.epoch_loop = steps
 
 
 def _check_strategy(name: str) -> None:

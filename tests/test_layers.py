@@ -27,6 +27,7 @@ LAYERS = (
         "adamw",
         "checkpoints",
         "resuming",
+        "fit_loop",
         "shards",
         "fully_sharded",
         "muon",

@@ -327,6 +327,64 @@ def test_best_and_last_of_one_moment_are_one_file(options, run, tmp_path, monkey
     assert_same(copied, straight)
 
 
+def test_resumed_at_its_end(run, tmp_path):
+    """The process was killed after its last checkpoint: the weights of the end are their averages then too."""
+    averaged = partial(EMAWeightAveraging, decay=0.8)
+    straight = run(*callbacks(), averaged()).fit()
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    resumed = run(*callbacks(), averaged()).fit(last)
+    assert resumed.followed.rows == {}
+    assert resumed.trainer.current_epoch == straight.trainer.current_epoch == EPOCHS
+    assert_same(resumed, straight)
+
+
+def test_validation_due_at_the_last_step(run, tmp_path):
+    """It was killed between the last step and the validation that may find it to be the best."""
+    options = {"max_epochs": -1, "max_steps": 11, "val_check_interval": 4}
+    straight = run(*callbacks(), Save([11], tmp_path), **options).fit()
+    resumed = run(*callbacks(), **options).fit(tmp_path / "11.ckpt")
+    assert resumed.followed.rows == {}
+    metrics = straight.trainer.callback_metrics
+    assert {name: resumed.trainer.callback_metrics[name] for name in metrics if name.startswith("val/")} == {
+        name: value for name, value in metrics.items() if name.startswith("val/")
+    }
+    assert_same(resumed, straight)
+
+
+@pytest.mark.parametrize("more", [{}, {"val_check_interval": 4}], ids=["validating after epochs", "within them"])
+@pytest.mark.parametrize(
+    "further", [{"max_epochs": -1, "max_steps": 17}, {"max_epochs": EPOCHS}], ids=["steps", "epochs"]
+)
+def test_given_more_to_do(more, further, run, tmp_path):
+    """A run that ended within an epoch goes on within it, with the rows that it has not seen."""
+    straight = run(*callbacks(), folder="straight", **further, **more).fit()
+    first = run(*callbacks(), max_epochs=-1, max_steps=9, **more).fit()
+    second = run(*callbacks(), **further, **more).fit(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert len(first.followed.rows) == 9
+    assert len(second.followed.rows) == straight.trainer.global_step - 9
+    assert first.followed.rows | second.followed.rows == straight.followed.rows
+
+
+@pytest.mark.parametrize("interval", [4, 1.0], ids=["within an epoch", "at the end of one"])
+def test_resumed_after_it_stopped_early(interval, run, tmp_path, caplog):
+    def stopping(patience, **more):
+        # A change that no loss makes: every validation but the first is without improvement.
+        given = [Checkpoint(), EarlyStopping(monitor="val/loss", mode="min", patience=patience, min_delta=1e9)]
+        return run(*given, max_epochs=20, val_check_interval=interval, **more)
+
+    straight = stopping(2).fit()
+    steps = straight.trainer.global_step
+    assert 0 < steps < 7 * 19
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    resumed = stopping(2).fit(last)
+    assert resumed.followed.rows == {}
+    assert_same(resumed, straight)
+    assert "had stopped early, after 2 validations without a better val/loss" in caplog.text
+    further = stopping(3).fit(last)
+    assert_same(further, stopping(3, folder="patient").fit())
+    assert further.trainer.global_step > steps
+
+
 def test_checkpoints_within_epochs_are_whole_steps(run, tmp_path):
     """A validation that falls between the micro-batches of a step waits for the step to end."""
     options = {"accumulation": 2, "val_check_interval": 3}

@@ -119,7 +119,7 @@ class Checkpoint(ModelCheckpoint):
         folder = Path(str(self.dirpath))
         last, coming = folder / LAST, folder / _NEXT
         if not self._linked(trainer, same, coming):
-            trainer.save_checkpoint(coming)
+            trainer.save_checkpoint(coming, weights_only=False)
         if trainer.is_global_zero:
             # Whenever the process is killed, two whole ones lie here under names that `--resume auto` looks for.
             if last.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping as _EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,6 +19,9 @@ class EarlyStopping(_EarlyStopping):
         mode: `min` or `max`; None for the head's own.
         patience: validations without improvement before training stops.
         min_delta: smallest change that counts as an improvement.
+
+    Attributes:
+        had_stopped: what to say of a resumed run that had stopped early before; None for others.
     """
 
     def __init__(
@@ -25,6 +30,7 @@ class EarlyStopping(_EarlyStopping):
         super().__init__(monitor=monitor or "", mode=mode or "max", patience=patience, min_delta=min_delta)
         self._given = monitor, mode
         self._patience, self._min_delta = patience, min_delta
+        self.had_stopped: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Ask the head what to follow."""
@@ -45,6 +51,22 @@ class EarlyStopping(_EarlyStopping):
                 check_on_train_epoch_end=False,
             )
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what was seen so far; the patience is that of this run."""
+        super().load_state_dict(state_dict)
+        self.patience = self._patience
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Train no further where the run that is resumed had stopped early."""
+        super().on_train_start(trainer, pl_module)
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+            self.had_stopped = (
+                f"the run had stopped early, after {self.wait_count} validations without a better {self.monitor}; "
+                "give EarlyStopping a greater patience to go on"
+            )
+            rank_zero_info(self.had_stopped)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look, once the model has its final shape."""

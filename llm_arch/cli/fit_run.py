@@ -160,6 +160,8 @@ class FitRun:
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
+        if checkpoint is not None and not task.trained_rows:
+            self.console.print(report.nothing_left(trainer), soft_wrap=True, highlight=False)
         self._take_best(trainer, task)
         task.backbone.settle()
         after = self._measure(trainer, task, data, split)

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
+from llm_arch.callbacks.early_stopping import EarlyStopping
 from llm_arch.cli import tables
 from llm_arch.corpus.packing import PackedPlan
 from llm_arch.data.module import DataModule
@@ -118,6 +119,15 @@ def say_promise(console: Console, records: Mapping[str, Any]) -> None:
     before, after = (records["compression"][when].get("ms_per_row") for when in ("before", "after"))
     if promised.get("unit") == "latency" and before and after:
         console.print(f"promised {promised['times']:.2f} times faster, measured {before / after:.2f}", highlight=False)
+
+
+def nothing_left(trainer: L.Trainer) -> str:
+    """Why a resumed run trained nothing more."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.had_stopped:
+            return f"nothing left to train: {callback.had_stopped}"
+    done = f"{trainer.global_step:,} steps were done before"
+    return f"nothing left to train: {done}; give more with --trainer.max_epochs or --trainer.max_steps"
 
 
 def per_label(report: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -252,6 +252,7 @@ class Fails(Callback):
 
 
 FAILS = f"--trainer.callbacks+={__name__}.Fails"
+EARLY = "llm_arch.callbacks.EarlyStopping"
 LONGER = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "3")
 
 
@@ -287,6 +288,20 @@ def test_failure_in_training_is_1_and_resume_goes_on(fit: Any, here: Path) -> No
     done = fit(*LONGER, "--resume", "whole/checkpoints/last.ckpt", output="third")
     assert done.code == 0
     assert same("third/model", "whole/model")
+
+
+def whole_steps(here: Path) -> int:
+    """Of the undisturbed run, by its own checkpoint."""
+    return torch.load(here / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+def test_resumed_after_it_stopped_early(fit: Any) -> None:
+    stops = (*LONGER, "--model.learning_rate", "1e-12", "--trainer.callbacks+", EARLY)
+    assert fit(*stops, "--trainer.callbacks.patience", "1").code == 0
+    done = fit(*stops, "--trainer.callbacks.patience", "1", "--resume", "auto")
+    assert done.code == 0
+    assert "nothing left to train: the run had stopped early, after 1 validations without a better val/" in done.out
+    assert "no step was trained" in done.out
 
 
 @pytest.mark.usefixtures("failing")
