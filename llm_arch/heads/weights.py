@@ -5,6 +5,7 @@ Legend: C classes.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -23,15 +24,15 @@ def weights_of(weights: ClassWeights | None, labels: LabelSpace) -> Tensor | Non
         labels: the labels, with counts where balanced.
 
     Raises:
-        UserError: for an unknown label, a negative weight, or balanced weights without counts.
+        UserError: for an unknown label, a weight that is negative or not finite, or balanced weights without counts.
     """
     if weights is None:
         return None
     if isinstance(weights, dict):
         values = torch.ones(len(labels))
         for name, weight in weights.items():
-            if weight < 0:
-                raise UserError(f"class_weights must not be negative, got {weight} for {name!r}")
+            if not 0 <= weight < math.inf:
+                raise UserError(f"class_weights must be finite and not negative, got {weight} for {name!r}")
             values[labels.index(name)] = weight
         return values
     if weights != "balanced":
