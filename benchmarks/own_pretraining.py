@@ -103,7 +103,7 @@ def data_of(objective: Objective, corpus: Corpus, recipe: Recipe, cache: Path, *
 def fit(
     objective: Objective,
     data: DataModule,
-    config: dict[str, Any],
+    start: dict[str, Any] | str,
     recipe: Recipe,
     *,
     optimizer: Any = None,
@@ -114,12 +114,12 @@ def fit(
     callbacks: Sequence[L.Callback] = (),
     **trainer_options: Any,
 ) -> tuple[Run, Task, Trainer]:
-    """Train from random weights with the package's Trainer.
+    """Train with the package's Trainer.
 
     Args:
         objective: what is learnt.
         data: as `data_of` makes it.
-        config: of a model of transformers.
+        start: the configuration of a model of transformers, for random weights, or the directory of a model.
         recipe: how to train.
         optimizer: instead of AdamW with the recipe's learning rate and weight decay.
         schedule: instead of the linear one.
@@ -133,7 +133,7 @@ def fit(
     clock = Curve(objective.special)
     rates = {} if optimizer else {"learning_rate": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     task = Task(
-        Pretrained(config=dict(config)),
+        start if isinstance(start, str) else Pretrained(config=dict(start)),
         objective.head,
         data.label_space,
         optimizer=optimizer,
