@@ -5,14 +5,10 @@ Legend: T tokens, B sequences, D hidden size.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-import lightning as L
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -21,9 +17,10 @@ from torchmetrics import MeanMetric, Metric
 
 from llm_arch.adamw import RowAdamW
 from llm_arch.backbones.load import backbone_from
+from llm_arch.exact_steps import ExactSteps
 from llm_arch.fewer_layers import keep_layers as keep_layers_of
 from llm_arch.freezing import Freeze, freeze_backbone
-from llm_arch.gradients import clip_gradients, clip_values, gradient_norm, scale_gradients
+from llm_arch.measures import Measures
 from llm_arch.optim import make_embeddings_sparse, parameter_groups
 from llm_arch.resuming import Standing
 from llm_arch.schedules import Linear, Schedule
@@ -48,11 +45,8 @@ _RATE_TIMES_WIDTH = 1e-4 * 384
 DEFAULT_WEIGHT_DECAY = 0.01
 
 
-class Task(L.LightningModule):
+class Task(ExactSteps, Measures):
     """Backbone + head + loss terms + optimizer.
-
-    Losses are sums with a denominator: gradients are scaled once a step by what all micro-batches and ranks counted
-    together, so that accumulation, packing and the number of devices do not change them.
 
     Args:
         backbone: a `Backbone`, or the name of one: directory, hub id, `package:NAME/FOLDER`, preset, model directory.
@@ -135,12 +129,6 @@ class Task(L.LightningModule):
         self.train_seconds = 0.0
         self.trained_rows = self.trained_tokens = 0
         self._mark = 0.0
-        self._denominator: Tensor | float = 0.0
-        # What turned the gradients of the last step's sums into those of the mean, for parameters of callbacks.
-        self.gradient_factor = 1.0
-        # Whether the step that has just ended was left out, its loss or gradient being no number; `Guard` says so.
-        self.left_out = False
-        self._wrong: Tensor | float = 0.0  # above 0 where a loss of this step is no number
         self._standing = Standing()
 
     def forward(self, batch: Batch) -> Tensor:
@@ -213,83 +201,13 @@ class Task(L.LightningModule):
         seed_draws(mix(run_seed(), self.trainer.current_epoch, micro_batch), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss to go backward: a mean where one micro-batch makes the step, else a sum that is scaled later."""
+        """The loss to go backward, logged and counted."""
         loss = self.loss(batch)
         self.trained_rows += batch.rows * self.trainer.world_size
         tokens = len(batch.input_ids) if batch.valid is None else int(batch.lengths.sum())
         self.trained_tokens += tokens * self.trainer.world_size
         self.log("train/loss", loss.mean.detach(), batch_size=batch.size, prog_bar=True)
-        self._wrong = self._wrong + (~torch.isfinite(loss.sum.detach())).float()
-        if self._engine_steps:
-            counted, wrong = self._over_ranks(loss.denominator, self._wrong)
-            if wrong > 0:
-                raise UserError(
-                    f"step {self.trainer.global_step}: the loss is not finite, and DeepSpeed can't leave a step out; "
-                    "lower the learning rate, or find the row with -c hardware/ddp, which names it"
-                )
-            # DeepSpeed divides by the accumulation and by the ranks.
-            return loss.sum * (self.trainer.world_size / (float(counted) or 1.0))
-        if self._steps_alone:
-            return loss.mean
-        own = loss.denominator
-        self._denominator += own.detach() if isinstance(own, Tensor) else own
-        return loss.sum
-
-    @property
-    def _steps_alone(self) -> bool:
-        return self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1
-
-    @property
-    def _engine_steps(self) -> bool:
-        """Whether gradients are out of reach, so that losses must be scaled before they go backward."""
-        return getattr(self.trainer.strategy, "strategy_name", "") == "deepspeed"
-
-    def _over_ranks(self, *numbers: Tensor | float) -> tuple[Tensor, ...]:
-        """Sums over all ranks."""
-        exact = torch.float64 if self.device.type == "cpu" else torch.float32
-        own = torch.stack([torch.as_tensor(n, dtype=exact).to(self.device) for n in numbers])
-        return self.trainer.strategy.reduce(own, reduce_op="sum").unbind()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn the gradient of the sum into that of the mean over everything counted since the last step."""
-        if self.trainer.loggers:  # or nobody would see them
-            self.log_dict({f"lr-{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)})
-        self.gradient_factor = 1.0
-        if self._steps_alone or self._engine_steps:
-            return
-        counted, self._wrong = self._over_ranks(self._denominator, self._wrong)
-        self._denominator = 0.0
-        # Lightning has divided by the accumulation, and DDP by the ranks.
-        self.gradient_factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / (float(counted) or 1.0)
-        scale_gradients(_parameters(optimizer), self.gradient_factor)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip dense and sparse gradients together, and drop them where they, or the loss, are no numbers.
-
-        Without gradients an optimizer changes neither weights nor its own state.
-        """
-        parameters = _parameters(optimizer)
-        norm: Tensor | float = 0.0
-        if getattr(self.trainer.strategy, "strategy_name", "") in ("fsdp", "deepspeed"):
-            if gradient_clip_val:
-                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif not gradient_clip_val:
-            norm = gradient_norm(parameters)
-        elif gradient_clip_algorithm == "value":
-            norm = gradient_norm(parameters)
-            clip_values(parameters, float(gradient_clip_val))
-        else:
-            norm = clip_gradients(parameters, float(gradient_clip_val))
-        self.left_out = bool(self._wrong > 0) or not math.isfinite(norm)
-        self._wrong = 0.0
-        if self.left_out:
-            for parameter in parameters:
-                parameter.grad = None
+        return self.to_backward(loss)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule."""
@@ -316,6 +234,12 @@ class Task(L.LightningModule):
 
     # Checkpoints
 
+    def on_validation_epoch_end(self) -> None:
+        """Log what was found, and note that this validation is done."""
+        super().on_validation_epoch_end()
+        if not self.trainer.sanity_checking:
+            self._standing.validated(self.trainer)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note where the run stands, and what pruning has left of the backbone."""
         self._standing.save(self.trainer, checkpoint)
@@ -327,51 +251,6 @@ class Task(L.LightningModule):
         self._standing.load(self.trainer, checkpoint)
         self.backbone.reshape(checkpoint.get("backbone", {}))
         self.records = checkpoint.get("records", {})
-
-    # Evaluation
-
-    def on_validation_epoch_start(self) -> None:
-        """Start counting anew."""
-        self._reset()
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def _reset(self) -> None:
-        self.evaluated.reset()
-        self.evaluated_loss.reset()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count one batch."""
-        self._count(batch, final=False)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count one batch."""
-        self._count(batch, final=True)
-
-    def _count(self, batch: Batch, final: bool) -> None:
-        loss, counted = self.head.evaluate(self.backbone(batch), batch, final=final)
-        self.evaluated.update(*counted)
-        self.evaluated_loss.update(loss.mean, loss.denominator)
-
-    def on_validation_epoch_end(self) -> None:
-        """Let the head tune its decision, then log `val/loss` and `val/<metric>`."""
-        if not self.trainer.sanity_checking:  # a few rows and a model that has learnt nothing
-            self.head.calibrate(self.evaluated)
-            self._standing.validated(self.trainer)
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/loss` and `test/<metric>`."""
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, prefix: str) -> None:
-        found = {**self.evaluated.compute(), "loss": self.evaluated_loss.compute()}
-        if isinstance(self.evaluated, Reports):
-            with self.evaluated.sync_context():
-                self.report = self.evaluated.per_label()
-        major = self.head.major
-        for name, value in found.items():
-            self.log(f"{prefix}/{name}", value, prog_bar=prefix == "val" and name == major)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """Typed predictions of one batch; `llm_arch.inference.predict` puts those of all batches in input order."""
@@ -390,20 +269,3 @@ class WritesTexts(Protocol):
     def suit(self, backbone: Backbone) -> None:
         """Make batches as the backbone reads them."""
         ...
-
-
-@runtime_checkable
-class Reports(Protocol):
-    """A metric that can also say how each label did."""
-
-    def per_label(self) -> dict[str, dict[str, Any]]:
-        """Numbers by label."""
-        ...
-
-    def sync_context(self) -> AbstractContextManager[None]:
-        """Gather the counts of all ranks for a while."""
-        ...
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -37,6 +37,7 @@ LAYERS = (
         "allocator",
     ),
     ("backbones", "heads", "losses", "fewer_layers", "freezing"),
+    ("exact_steps", "measures"),
     ("task",),
     ("inference", "callbacks"),
     ("trainer", "interpret", "evaluation", "augmentation"),

@@ -14,8 +14,8 @@ from seqeval import metrics as seqeval
 from seqeval.scheme import IOB2, IOBES
 
 from llm_arch.heads.entities import EntityMetrics
+from llm_arch.measures import Reports
 from llm_arch.tags import Entity, Scheme, scheme_of, tag_names, tags_of
-from llm_arch.task import Reports
 
 LABELS = ("a", "b", "c-d")
 Rows = list[list[str]]
