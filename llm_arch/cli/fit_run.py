@@ -24,6 +24,7 @@ from llm_arch.cli import fit_tokenizer, output, report, tables
 from llm_arch.cli.compression_times import times
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.cli.fit_teacher import comparable, size_of_teacher, teacher_of
+from llm_arch.cli.occupied import Occupied
 from llm_arch.data.module import DataModule
 from llm_arch.inference.compression_record import bytes_of, compression_record, methods, size_of
 from llm_arch.inference.directory import save
@@ -75,6 +76,7 @@ class FitRun:
         self.saved_values: dict[str, Any] = {}
         self.wandb_id: str | None = None
         self.resumed: str | None = None
+        self._occupied: Occupied | None = None
 
     def run(self) -> None:
         """Everything, in order; nothing is written before the input has proved usable."""
@@ -118,6 +120,7 @@ class FitRun:
         except BaseException as error:
             _finish_wandb(trainer)
             if trainer.is_global_zero and checkpoint is None and trainer.global_step == 0:
+                self._leave()
                 output.undo(self.where, made)
             if isinstance(error, MisconfigurationException) or _raised_by_lightning(error):
                 raise UserError(f"trainer: {' '.join(str(error).split())}") from error
@@ -125,6 +128,7 @@ class FitRun:
         finally:
             if trainer.is_global_zero:
                 output.forget(self.where)
+            self._leave()
         _finish_wandb(trainer)
 
     def _fit(
@@ -243,15 +247,20 @@ class FitRun:
         self.wandb_id = arguments.id
 
     def _open(self, checkpoint: str | None) -> list[Path]:
+        made = output.make(self.where)
+        self._occupied = Occupied(self.where)
         if self.overwrite and checkpoint is None:
             output.set_aside(self.where)
-        made = output.make(self.where)
         output.write_text(self.where / "config.yaml", self.saved_config)
         if self.wandb_id is not None:
             output.write_json(self.where / "wandb_run.json", {"id": self.wandb_id})
         if self.resume == "auto" and checkpoint is None:
             self.console.print(f"--resume auto: no checkpoint in {self.where}, starting fresh", soft_wrap=True)
         return made
+
+    def _leave(self) -> None:
+        if self._occupied is not None:
+            self._occupied.leave()
 
     def _log_config(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:

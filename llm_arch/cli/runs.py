@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_arch.cli.occupied import is_occupied
 from llm_arch.cli.options import parse
 from llm_arch.types import UserError
 from llm_arch.untrusted import read_json
@@ -37,7 +38,7 @@ class Run:
         before: all metrics before training.
         after: all metrics after training.
         seconds: of training.
-        state: finished; unfinished, with the step to go on from; failed; or damaged.
+        state: running; finished; unfinished, with the step to go on from; failed; or damaged.
         parents: the models it went on from.
         fault: what can't be read of it.
     """
@@ -130,6 +131,8 @@ def read_run(directory: Path) -> Run:
         finished = (directory / "metrics.json").is_file() and (directory / "model" / "llm_arch.json").is_file()
         saved = not (directory / "config.yaml").is_file()
         one.state = "finished" if finished else "saved" if saved else _unfinished(directory)
+        if is_occupied(directory):
+            one.state = "running"
     one.fault = "; ".join(faults) or None
     return one
 
