@@ -7,21 +7,19 @@ import secrets
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import yaml
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from llm_arch import lineage, model_directory
 from llm_arch.callbacks.preemption import Preempted
 from llm_arch.checkpoints import read
-from llm_arch.cli import fit_tokenizer, output, report, tables
+from llm_arch.cli import fit_tokenizer, fit_wandb, output, report, tables
 from llm_arch.cli.compression_times import times
+from llm_arch.cli.fit_checkpoint import check_checkpoint
 from llm_arch.cli.fit_parser import FitParser
 from llm_arch.cli.fit_teacher import comparable, size_of_teacher, teacher_of
 from llm_arch.cli.occupied import Occupied
@@ -31,7 +29,6 @@ from llm_arch.inference.directory import save
 from llm_arch.task import Task
 from llm_arch.trainer import Trainer
 from llm_arch.types import UserError
-from llm_arch.untrusted import check_finite
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where it is there, which is ten times as fast
 PREEMPTED = 75  # exit code: told to go, and resumable
@@ -85,9 +82,7 @@ class FitRun:
         self.resumed = checkpoint
         self._complete_config()
         trainer, task, data = self.cli.build()
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):  # hands on a setting that wandb now warns about, even when it is None
-                getattr(logger, "_wandb_init", {}).pop("anonymous", None)
+        fit_wandb.prepare(trainer)
         if "train" not in data.sources:
             raise UserError("there are no training rows; name a file with --data.train")
         used = methods([*trainer.callbacks, *task.loss_terms])  # type: ignore[attr-defined]
@@ -103,12 +98,12 @@ class FitRun:
             )
         split = next((name for name in ("test", "validation") if name in data.splits), None)
         if checkpoint is not None:
-            _check_checkpoint(checkpoint, task)
+            check_checkpoint(checkpoint, task)
         made = self._open(checkpoint) if trainer.is_global_zero else []
         try:
             self._fit(trainer, task, data, split, checkpoint, used)
         except Preempted as told:
-            _finish_wandb(trainer)
+            fit_wandb.finish(trainer)
             where = told.path or "nothing: the run keeps no checkpoints"
             if trainer.is_global_zero:
                 self.console.print(
@@ -118,7 +113,7 @@ class FitRun:
             # Lightning kills the process that started the others as soon as one of these ends with another code than 0.
             raise SystemExit(0 if _is_launched(trainer) else PREEMPTED) from None
         except BaseException as error:
-            _finish_wandb(trainer)
+            fit_wandb.finish(trainer)
             if trainer.is_global_zero and checkpoint is None and trainer.global_step == 0:
                 self._leave()
                 output.undo(self.where, made)
@@ -129,7 +124,7 @@ class FitRun:
             if trainer.is_global_zero:
                 output.forget(self.where)
             self._leave()
-        _finish_wandb(trainer)
+        fit_wandb.finish(trainer)
 
     def _fit(
         self,
@@ -157,7 +152,7 @@ class FitRun:
             size = dict(size_of_teacher(teacher))
             if as_they_are and self.before:
                 taught = self._measure(trainer, teacher.model.task(), data, split)
-        self._log_config(trainer)
+        fit_wandb.log_config(trainer, self.cli.config.as_dict())
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C
@@ -195,7 +190,7 @@ class FitRun:
                 "seed": self.cli.config.seed_everything,
             }
             save(task, data, self.where / "model", metrics=metrics, lineage=came_from)
-            self._log_model(trainer)
+            fit_wandb.log_model(trainer, self.where / "model")
             if used:
                 record = model_directory.read(self.where / "model")
                 self.console.print(report.compression(record["records"]["compression"]))
@@ -262,23 +257,6 @@ class FitRun:
         if self._occupied is not None:
             self._occupied.leave()
 
-    def _log_config(self, trainer: Trainer) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.cli.config.as_dict())
-
-    def _log_model(self, trainer: Trainer) -> None:
-        """The model directory as an artifact of the run, with its lineage; kept beside the run where it is offline."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                import wandb
-
-                record = model_directory.read(self.where / "model")
-                about = {"lineage": record["lineage"], "metrics": record["metrics"].get("after")}
-                artifact = wandb.Artifact(f"model-{logger.experiment.id}", type="model", metadata=about)
-                artifact.add_dir(str(self.where / "model"))
-                logger.experiment.log_artifact(artifact, aliases=["latest", "best"])
-
     def _say_plan(self, trainer: Trainer, data: DataModule) -> None:
         data.trainer = trainer
         if not trainer.is_global_zero:
@@ -336,43 +314,6 @@ def _raised_by_lightning(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
-
-
-def _check_checkpoint(name: str, task: Task) -> None:
-    """Whether a run of this configuration can go on from there; its weights are mapped, not read."""
-    try:
-        checkpoint = read(name)
-        found = checkpoint["state_dict"]
-        # Gates come with the callback that uses them. A backbone that was pruned in its run will be so again.
-        before, now = checkpoint.get("backbone", {}), task.backbone.shape()
-        left_out = ["backbone."] if before != now else ["backbone.gates."]
-        left_out.append("terms.")  # what loss terms learn along, which they make when the run begins
-        if before.get("vocabulary") != now.get("vocabulary"):
-            left_out.append("head.")  # that of a language model has numbers for each token
-        state = {key: value.shape for key, value in found.items() if not key.startswith(tuple(left_out))}
-    except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--resume {name} is no checkpoint of a run, or damaged; name a .ckpt file of one") from error
-    wanted = {key: value.shape for key, value in task.state_dict().items() if not key.startswith(tuple(left_out))}
-    for key in [*wanted, *state]:
-        if state.get(key) != wanted.get(key):
-            raise UserError(
-                f"--resume {name} is of another model ({key} is {_shape(state.get(key))} there, "
-                f"{_shape(wanted.get(key))} here); resume with the config.yaml of its run"
-            )
-    tuned = {key for key, _ in task.named_buffers()}  # a threshold may be infinite
-    check_finite({key: value for key, value in found.items() if key not in tuned}, f"--resume {name}")
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "absent" if shape is None else "×".join(map(str, shape)) or "a number"
-
-
-def _finish_wandb(trainer: Trainer) -> None:
-    """Close the run, so that the next one of this process does not write into it."""
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers) and trainer.is_global_zero:
-        import wandb
-
-        wandb.finish()
 
 
 def _speed(task: Task, data: DataModule) -> dict[str, float]:

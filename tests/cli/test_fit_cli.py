@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from llm_arch.cli import fit as fit_module
-from llm_arch.cli import fit_run, output
+from llm_arch.cli import fit_run, fit_wandb, output
 from llm_arch.cli.fit import HELP
 from llm_arch.cli.fit_command import find_configs
 from llm_arch.cli.fit_parser import known_keys, parse
@@ -486,7 +486,7 @@ def test_wandb(fit: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         logged.append(params)
         begun.append({"id": logger.experiment.id, "resume": logger._wandb_init["resume"]})
 
-    monkeypatch.setattr(fit_run.WandbLogger, "log_hyperparams", log)
+    monkeypatch.setattr(fit_wandb.WandbLogger, "log_hyperparams", log)
     few = ("-c", "logger/wandb", "--before", "false", "--trainer.limit_train_batches", "1")
     assert fit(*few).code == 0
     assert wandb.run is None
