@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         for label, x, y in found:
             axes.scatter(x, y, zorder=2)
             axes.annotate(label, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(name)
         axes.margins(0.2)
         axes.set_xlabel("times as fast as dense, one row at a time")

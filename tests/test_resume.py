@@ -365,6 +365,23 @@ def test_given_more_to_do(more, further, run, tmp_path):
     assert first.followed.rows | second.followed.rows == straight.followed.rows
 
 
+class Stop(L.Callback):
+    """Ends the run after a step, as a limit in time does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step == 9
+
+
+@pytest.mark.parametrize("more", [{}, {"val_check_interval": 4}], ids=["validating after epochs", "within them"])
+def test_stopped_within_an_epoch(more, run, tmp_path):
+    straight = run(*callbacks(), folder="straight", **more).fit()
+    first = run(*callbacks(), Stop(), **more).fit()
+    assert first.trainer.global_step == 9
+    second = run(*callbacks(), **more).fit(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert first.followed.rows | second.followed.rows == straight.followed.rows
+    assert_same(second, straight)
+
+
 @pytest.mark.parametrize("interval", [4, 1.0], ids=["within an epoch", "at the end of one"])
 def test_resumed_after_it_stopped_early(interval, run, tmp_path, caplog):
     def stopping(patience, **more):

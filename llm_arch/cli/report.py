@@ -127,7 +127,7 @@ def nothing_left(trainer: L.Trainer) -> str:
         if isinstance(callback, EarlyStopping) and callback.had_stopped:
             return f"nothing left to train: {callback.had_stopped}"
     done = f"{trainer.global_step:,} steps were done before"
-    return f"nothing left to train: {done}; give more with --trainer.max_epochs or --trainer.max_steps"
+    return f"nothing left to train: {done}; give more by --trainer.max_epochs, max_steps or max_time"
 
 
 def per_label(report: Mapping[str, Mapping[str, Any]]) -> Table:
