@@ -267,3 +267,27 @@ def test_a_class_that_is_not_there_is_named(there, capsys):
     assert main(["fit", "-c", "mine.yaml", "--model.head", f"{MODULE}.Nothing", "--output", "other"]) == 2
     assert f"{MODULE}.Nothing" in capsys.readouterr().err
     assert not (there / "other").exists()
+
+
+def test_taught_only_with_trust(there, capsys):
+    """By a model whose parts the run does not name itself; and a model teaches what becomes of it."""
+    recipe = ["--recipe", "compress/distillation", "--data", "train.jsonl", "--model.loss_terms.logits", "0"]
+    recipe += ["--model.loss_terms.states", "1"]
+    command = ["compress", "--model", "run/model", *recipe, "--output", "compressed"]
+    taught = ["fit", "-c", "task/regression", "-c", "backbone/textcnn", "-c", "compress/distillation"]
+    taught += ["--data.train", "train.jsonl", "--data.text_column", "sentence", "--data.target_column", "warmth"]
+    taught += ["--data.text_pair_column", "null", "--teacher", "run/model", "--output", "taught"]
+    for line in (command, taught):
+        assert main(line) == 2
+        assert f"allow it with --trust {MODULE}" in capsys.readouterr().err
+        assert MODULE not in sys.modules
+        assert main([*line, "--trust", "nowhere_at_all"]) == 2
+        assert "--trust nowhere_at_all: it can't be imported" in capsys.readouterr().err
+    assert main([*command, "--trust", MODULE]) == 0
+    sys.modules.pop(MODULE)
+    capsys.readouterr()
+    # It is read then, and says why it can't teach this head.
+    assert main([*taught, f"--trust={MODULE}"]) == 2
+    assert "has the head Warmth, and the student Regression" in capsys.readouterr().err
+    assert main([*taught, "--trust"]) == 2
+    assert "--trust needs the name of a module" in capsys.readouterr().err

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -96,17 +94,11 @@ def _read(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _base(options: argparse.Namespace) -> dict[str, Any]:
     """The config that the recipe is put over: the whole model, and rows read as its training rows were."""
-    if options.trust:  # the module may lie in a file beside the user
-        sys.path.insert(0, str(Path.cwd()))
     place = model_directory.home(Path(options.model))
     if options.check:
         model_directory.read(place)  # says better what a folder is that is none
         model_directory.check_manifest(place)
-    for name in options.trust:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"--trust {name}: it can't be imported ({error}); name a module") from error
+    fit_command.trust(options.trust)
     from llm_arch.inference.directory import load
 
     model = load(place, trust=tuple(options.trust))

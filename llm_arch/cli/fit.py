@@ -20,6 +20,7 @@ run
   --before true|false            measure before training too (default: true)
   --start DIR                    begin with this model's labels and its head's weights too
   --teacher DIR                  learn from this model too, with -c compress/distillation
+  --trust MODULE                 allow a module of your own that such a model was trained with
   --seed_everything N            seed of order, dropout and new weights (default: 0)
   --print_config                 print the whole configuration and stop
 
@@ -73,6 +74,8 @@ def run(arguments: list[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(HELP.format(configs="\n".join(f"  -c {name}" for name in configs.names())))
         return
+    arguments, trusted = fit_command.take_trusted(arguments)
+    fit_command.trust(trusted)
     cli, names = fit_command.read(arguments)
     from llm_arch.cli.fit_first import FOLDER, fine_tune_first
     from llm_arch.cli.fit_run import FitRun

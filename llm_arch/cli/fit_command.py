@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,38 @@ def read(arguments: list[str], base: str | None = None) -> tuple[FitParser, list
 
     given = ["--help" if a == "--help-all" else a for a in arguments]
     return parse([*([f"--config={base}"] if base else []), *given], places), names
+
+
+def trust(modules: Sequence[str]) -> None:
+    """Import modules of the user's own, which may lie in files beside them: models that need them are loaded then.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    if modules and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"--trust {name}: it can't be imported ({error}); name a module") from error
+
+
+def take_trusted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line without `--trust MODULE`, which no config can say, and these modules."""
+    found: list[str] = []
+    modules: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, sign, value = argument.partition("=")
+        if flag != "--trust":
+            found.append(argument)
+            continue
+        name = value if sign else next(rest, "")
+        if not name or name.startswith("-"):
+            raise UserError("--trust needs the name of a module")
+        modules.append(name)
+    return found, modules
 
 
 def find_configs(arguments: list[str]) -> tuple[list[str], list[str], list[Path]]:

@@ -49,7 +49,8 @@ def comparable(teacher: Teacher, data: DataModule) -> bool:
     """Whether the run's rows can be put before the teacher as they are: in its tokens, columns and labels."""
     theirs = teacher.model.data
     return (
-        theirs.columns == data.columns
+        type(theirs) is type(data)
+        and theirs.columns == data.columns
         and theirs.label_space.names == data.label_space.names
         and teacher.shares_tokens(data)
     )
