@@ -383,7 +383,7 @@ def test_stopped_within_an_epoch(more, run, tmp_path):
 
 
 @pytest.mark.parametrize("interval", [4, 1.0], ids=["within an epoch", "at the end of one"])
-def test_resumed_after_it_stopped_early(interval, run, tmp_path, caplog):
+def test_resumed_after_it_stopped_early(interval, run, tmp_path):
     def stopping(patience, **more):
         # A change that no loss makes: every validation but the first is without improvement.
         given = [Checkpoint(), EarlyStopping(monitor="val/loss", mode="min", patience=patience, min_delta=1e9)]
@@ -396,7 +396,8 @@ def test_resumed_after_it_stopped_early(interval, run, tmp_path, caplog):
     resumed = stopping(2).fit(last)
     assert resumed.followed.rows == {}
     assert_same(resumed, straight)
-    assert "had stopped early, after 2 validations without a better val/loss" in caplog.text
+    said = resumed.trainer.early_stopping_callback.had_stopped
+    assert said.startswith("the run had stopped early, after 2 validations without a better val/loss; ")
     further = stopping(3).fit(last)
     assert_same(further, stopping(3, folder="patient").fit())
     assert further.trainer.global_step > steps

@@ -394,7 +394,7 @@ def test_help_names_only_keys_that_exist() -> None:
     lines = known_keys()
     options = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
     unknown = {key for key in named if key not in lines and key not in options}
-    assert unknown == {"model.optimizer.lr", "model.lr_scheduler.warmup"}
+    assert unknown == {"model.optimizer.lr", "model.lr_scheduler.warmup", "trust"}
     assert parsed("--model.optimizer", "SGD", "--model.optimizer.lr", "0.1").model.optimizer.init_args.lr == 0.1
     linear = parsed("--model.lr_scheduler", "llm_arch.optim.Linear", "--model.lr_scheduler.warmup", "0.2")
     assert linear.model.lr_scheduler.init_args.warmup == 0.2

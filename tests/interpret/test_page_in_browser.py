@@ -53,6 +53,7 @@ class Shown(NamedTuple):
     def open(self, title: str, row: int = 0) -> Any:
         part = self.page.locator(".row").nth(row).locator("details", has_text=title)
         part.locator("summary").click()
+        part.locator(":scope > :not(summary)").first.wait_for(state="attached")  # what is inside is made only then
         return part
 
 
