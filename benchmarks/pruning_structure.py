@@ -35,6 +35,8 @@ from llm_arch.losses.distillation import Distillation
 TARGETS = ("2.25x", "4x")  # the first with a margin, so that twice as fast is measured for certain
 EPOCHS = 6
 LEARNING_RATE = 3e-4
+# Entity F1 on WNUT17's validation rows, seed 0, all else as here: what longer training of the smaller model brings.
+TRIED = {"dense": 0.573, "2.25x": 0.540, "4x": 0.504, "4x, 12 epochs": 0.493}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,6 +102,8 @@ def write(found: dict[str, Any], options: argparse.Namespace) -> None:
         "interval by a paired bootstrap over the test rows. Pruned four times within the first 30 % of "
         f"{EPOCHS} epochs at a learning rate of {LEARNING_RATE:g}, last state; one recipe for all, that of "
         "`compress/structured`" + (" with `compress/self_distillation`." if options.distil else "."),
+        "",
+        "Tried on WNUT17's validation rows, seed 0: " + ", ".join(f"{how} {f1:.3f}" for how, f1 in TRIED.items()) + ".",
     ]
     write_results("pruning_structure", found, "\n".join(lines), data_directory=options.data)
 
