@@ -40,12 +40,12 @@ demo-compress: install
 	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/retraining_free --data smart_home \
 		--output $(COMPRESS)/retraining_free --overwrite
 	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/joint --data smart_home \
-		--trainer.max_epochs 6 --output $(COMPRESS)/joint --overwrite
+		--trainer.max_epochs 4 --output $(COMPRESS)/joint --overwrite
 	$(BIN)/llm-arch export --model $(OUTPUT) --to onnx --int8 --data smart_home:test --output $(COMPRESS)/int8
 	$(BIN)/llm-arch export --model $(COMPRESS)/joint --to onnx --int8 --data smart_home:test \
 		--output $(COMPRESS)/joint_int8
 	$(BIN)/llm-arch benchmark --model $(OUTPUT) --against $(COMPRESS)/retraining_free $(COMPRESS)/int8 \
-		$(COMPRESS)/joint $(COMPRESS)/joint_int8 --data smart_home:test --lengths 16 64 --seconds 5 \
+		$(COMPRESS)/joint $(COMPRESS)/joint_int8 --data smart_home:test --lengths 16 --seconds 3 \
 		--output $(COMPRESS)/benchmark
 
 test: lint types pytest
