@@ -40,7 +40,7 @@ demo-compress: install
 	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/retraining_free --data smart_home \
 		--output $(COMPRESS)/retraining_free --overwrite
 	$(BIN)/llm-arch compress --model $(OUTPUT) --recipe compress/joint --data smart_home \
-		--trainer.max_epochs 4 --output $(COMPRESS)/joint --overwrite
+		--trainer.max_epochs 3 --output $(COMPRESS)/joint --overwrite
 	$(BIN)/llm-arch export --model $(OUTPUT) --to onnx --int8 --data smart_home:test --output $(COMPRESS)/int8
 	$(BIN)/llm-arch export --model $(COMPRESS)/joint --to onnx --int8 --data smart_home:test \
 		--output $(COMPRESS)/joint_int8
