@@ -365,6 +365,12 @@ def test_given_more_to_do(more, further, run, tmp_path):
     assert first.followed.rows | second.followed.rows == straight.followed.rows
 
 
+def test_no_patience_at_all(run):
+    """A fresh run trains until the first validation that is no better."""
+    stops = EarlyStopping(monitor="val/loss", mode="min", patience=0, min_delta=1e9)
+    assert run(Checkpoint(), stops, max_epochs=9).fit().trainer.global_step == 14
+
+
 class Stop(L.Callback):
     """Ends the run after a step, as a limit in time does."""
 

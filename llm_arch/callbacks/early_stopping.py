@@ -60,7 +60,7 @@ class EarlyStopping(_EarlyStopping):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Train no further where the run that is resumed had stopped early."""
         super().on_train_start(trainer, pl_module)
-        if self.wait_count >= self.patience:
+        if self.wait_count and self.wait_count >= self.patience:  # a fresh run may have a patience of 0
             trainer.should_stop = True
             self.had_stopped = (
                 f"the run had stopped early, after {self.wait_count} validations without a better {self.monitor}; "

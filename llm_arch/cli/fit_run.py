@@ -159,7 +159,7 @@ class FitRun:
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        if checkpoint is not None and not task.trained_rows:
+        if checkpoint is not None and not task.trained_rows and trainer.is_global_zero:
             self.console.print(report.nothing_left(trainer), soft_wrap=True, highlight=False)
         self._take_best(trainer, task)
         task.backbone.settle()
