@@ -34,6 +34,7 @@ LAYERS = (
         "schedules",
         "gradients",
         "precision",
+        "fillers",
         "allocator",
     ),
     ("backbones", "heads", "losses", "fewer_layers", "freezing"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from llm_arch import fillers
 from llm_arch.backbones.grouped import LengthGroups, attention_mask, evaluation_attention, training_attention
 from llm_arch.types import Batch
 
@@ -35,6 +36,7 @@ class PackedMap:
     def __init__(self, batch: Batch) -> None:
         self.lengths_B = batch.lengths
         self.size = batch.size
+        self.tokens = len(batch.input_ids)
         self.longest = int(batch.lengths.max())
         self.slots_T = batch.segments * self.longest + batch.position_ids
         self.ragged = self.size * self.longest != len(batch.input_ids)
@@ -153,13 +155,30 @@ def packed_attention(
     if attention_mask is not None:
         raise ValueError("packed attention takes no attention mask: the map says what may be attended")
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+    count = query.shape[2] - packed.tokens  # fillers neither attend nor are attended
+    if count:
+        query, key, value = (x[:, :, : packed.tokens] for x in (query, key, value))
+    out_THd = _attention(query, key, value, packed, causal, sliding_window, scaling, dropout)
+    return fillers.filled(out_THd, count).unsqueeze(0), None
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: PackedMap,
+    causal: bool,
+    sliding_window: int | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """(T, H, d)."""
     # Under autocast rotary positions (Llama's) make fp32 of query and key; torch's own kernel would turn them back too.
     query, key = query.to(value.dtype), key.to(value.dtype)
     query_THd, key_TKd, value_TKd = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
 
     if _varlen_serves(query, dropout):
-        out_THd = _varlen(query_THd, key_TKd, value_TKd, packed, causal, sliding_window, scaling)
-        return out_THd.unsqueeze(0), None
+        return _varlen(query_THd, key_TKd, value_TKd, packed, causal, sliding_window, scaling)
 
     groups = query_THd.shape[1] // key_TKd.shape[1]
     if groups > 1:
@@ -171,8 +190,7 @@ def packed_attention(
         if not alone and (dropout > 0 or not with_grad or packed.longest <= _KEEP_WEIGHTS_UP_TO):
             like = packed.groups(query_THd.shape[1], causal, sliding_window, query.dtype)
             parts = (query_THd, key_TKd, value_TKd, like, scaling)
-            out_THd = training_attention(*parts, dropout) if dropout > 0 or with_grad else evaluation_attention(*parts)
-            return out_THd.unsqueeze(0), None
+            return training_attention(*parts, dropout) if dropout > 0 or with_grad else evaluation_attention(*parts)
     query_BHLd, key_BHLd, value_BHLd = (packed.pad(x).transpose(1, 2) for x in (query_THd, key_TKd, value_TKd))
     mask = packed.mask(causal, sliding_window)
     out_BHLd = scaled_dot_product_attention(
@@ -184,7 +202,7 @@ def packed_attention(
         is_causal=causal and mask is None,
         scale=scaling,
     )
-    return packed.unpad(out_BHLd.transpose(1, 2)).unsqueeze(0), None
+    return packed.unpad(out_BHLd.transpose(1, 2))
 
 
 def _varlen_serves(query: Tensor, dropout: float) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from llm_arch import fillers
 from llm_arch.backbones import packed, probe
 from llm_arch.backbones.activations import fuse_activations
 from llm_arch.backbones.building import attention_of, dense_model, pruned_model, random_model, use_attention
@@ -160,8 +161,11 @@ class Pretrained(Backbone):
         words = batch.input_ids if inputs_embeds is None else inputs_embeds
         if self.layout == "flat" and grid.packed is not None:
             fields = {"input_ids" if inputs_embeds is None else "inputs_embeds": words, **extra}
-            states = self._run(packed.NAME, {k: v[None] for k, v in fields.items()}, all_hidden, packed=grid.packed)
-            return Hidden(states[-1][0], tuple(s[0] for s in states) if all_hidden else None)
+            count = fillers.count_of(words)
+            given = {name: fillers.filled(values, count)[None] for name, values in fields.items()}
+            found = self._run(packed.NAME, given, all_hidden, packed=grid.packed)
+            layers = tuple(states[0, : len(words)] for states in found)
+            return Hidden(layers[-1], layers if all_hidden else None)
         pad = getattr(self.config, "pad_token_id", None)
         fields = grid.inputs(words, self.embeddings, pad) | {k: grid.pad(v) for k, v in extra.items()}
         states = self._run(self._padded_attention, fields, all_hidden)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_arch import fillers
 from llm_arch.compression.anatomy import LayerParts, anatomy, sizes
 from llm_arch.types import Backbone, Batch, UserError
 
@@ -94,7 +95,9 @@ def queries_keys_values(outputs: Sequence[Tensor], batch: Batch) -> list[Tensor]
 
 def _of_tokens(output: Tensor, batch: Batch) -> Tensor:
     flat = output.flatten(0, -2)
-    if len(flat) != len(batch.input_ids):  # a grid that is filled from the left
+    if fillers.is_of(output, batch.input_ids):
+        flat = flat[: len(batch.input_ids)]
+    elif len(flat) != len(batch.input_ids):  # a grid that is filled from the left
         return output[batch.segments, batch.position_ids]
     return flat if batch.valid is None else flat[batch.valid]
 

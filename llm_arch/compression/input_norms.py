@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_arch import fillers
 from llm_arch.compression.sparsity import SparsityMethod
 from llm_arch.types import Batch
 
@@ -110,6 +111,9 @@ def _real(states: Tensor, batch: Batch) -> Tensor | None:
     shape = states.shape[:-1]
     if shape.numel() == len(batch.segments):
         return None if batch.valid is None else batch.valid.view(shape)
+    if fillers.is_of(states, batch.segments):
+        real_T: Tensor = torch.arange(shape.numel(), device=states.device) < len(batch.segments)
+        return real_T.view(shape)
     if len(shape) == 2 and shape == (batch.size, int(batch.lengths.max())):
         real_BL: Tensor = torch.arange(shape[1], device=states.device) < batch.lengths[:, None]
         return real_BL

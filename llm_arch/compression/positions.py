@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llm_arch import fillers
 from llm_arch.types import Batch
 
 
@@ -39,6 +40,11 @@ def positions_of(shape: torch.Size, batch: Batch) -> Positions:
     count, size, device = lead.numel(), batch.size, batch.starts.device
     if count == len(batch.segments):
         return Positions(batch.segments, size, batch.valid)
+    if fillers.is_of(shape, batch.segments):
+        tokens = len(batch.segments)
+        return Positions(
+            fillers.filled(batch.segments, count - tokens), size, torch.arange(count, device=device) < tokens
+        )
     if lead[0] != size:
         return without_batch(shape, device)
     group_N = torch.arange(size, device=device).repeat_interleave(count // size)
