@@ -4,6 +4,8 @@
     python -m benchmarks.pruning retraining_free --data DIR     half of the multiply-accumulates, without training
     python -m benchmarks.pruning promise --data DIR             promised and measured speed at five targets
     python -m benchmarks.pruning base --data DIR                what `structure` keeps, in the shape of BERT-base
+    python -m benchmarks.pruning profile --data DIR             where the time of a prediction goes
+    python -m benchmarks.pruning fillers --data DIR             training steps with batches of a round size, and without
 
 `--models FOLDER` keeps the models, so that parts share them and a run that was cut off goes on. What follows the part
 is for it: `python -m benchmarks.pruning structure --help`.
