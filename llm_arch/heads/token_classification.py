@@ -140,7 +140,27 @@ class TokenClassification(Head):
         """(W,) classes, by the head's decoding."""
         if self.decoding == "greedy":
             return logits_WC.argmax(1)
-        return viterbi(_emissions(logits_WC), _words(batch).row, self._scores())
+        row_W, best_W = _words(batch).row, logits_WC.argmax(1)
+        if self.crf is not None:
+            return viterbi(_emissions(logits_WC), row_W, self._scores())
+        # Where the best tag of each word by itself keeps the rules, there is no better sequence.
+        broken_W = self._broken(best_W, row_W)
+        if not broken_W.any():
+            return best_W
+        tags_W = viterbi(_emissions(logits_WC[broken_W]), row_W[broken_W], self._scores())
+        return best_W.masked_scatter(broken_W, tags_W)
+
+    def _broken(self, tags_W: Tensor, row_W: Tensor) -> Tensor:
+        """(W,) whether the row of a word has tags that break a rule."""
+        start_C, end_C, follow_CC = self.rules[0], self.rules[1], self.rules[2:]
+        new_W = torch.ones_like(row_W, dtype=torch.bool)
+        new_W[1:] = row_W[1:] != row_W[:-1]
+        before_W = tags_W.roll(1)
+        rule_W = torch.where(new_W, start_C[tags_W] + end_C[before_W], follow_CC[before_W, tags_W])
+        # What is wrong at a row's end is found at the next one's first word; the first word of all sees the last one's.
+        wrong_W = rule_W == float("-inf")
+        wrong_W = wrong_W | (new_W & wrong_W).roll(-1)
+        return torch.isin(row_W, row_W[wrong_W])
 
     def decode(self, logits: Tensor, batch: Batch) -> list[Prediction]:
         """The entities of each row, none where there are none."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from llm_arch.data.collate import make_batch
-from llm_arch.heads.crf import log_likelihood, marginals
+from llm_arch.heads.crf import log_likelihood, marginals, viterbi
 from llm_arch.heads.token_classification import EntityPrediction, EntitySpan, TokenClassification
 from llm_arch.tags import faults, strict_entities, tag_names
 from llm_arch.types import Batch, Hidden, LabelSpace, UserError, Words
@@ -228,6 +228,25 @@ def test_valid_decoding_never_makes_a_fault(
         assert spans(row) == [(3 * s, 3 * e - 1, label) for s, e, label in strict_entities(names, head.scheme)]
         assert isinstance(row, EntityPrediction)
         assert all(0 <= e.score <= 1 + 1e-5 for e in row.entities)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.sampled_from([BIO, BIOES, IO]),
+    lengths=st.lists(st.integers(1, 8), min_size=1, max_size=6),
+    seed=st.integers(0, 2**31),
+    outside=st.sampled_from([0.0, 1.5, 3.0]),
+)
+def test_rows_whose_best_tags_keep_the_rules_need_no_search(
+    labels: LabelSpace, lengths: list[int], seed: int, outside: float
+) -> None:
+    """The tags are those of a search through all rows, whichever of them break a rule by themselves."""
+    head, batch = head_of(labels), rows_of(lengths)
+    logits = torch.randn(sum(lengths), len(labels), generator=torch.Generator().manual_seed(seed))
+    logits[:, labels.index("O")] += outside
+    assert batch.words is not None
+    expected = viterbi(logits.log_softmax(1), batch.words.row, head._scores())
+    assert head.tags(logits, batch).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("decoding", ["valid", "greedy"])
