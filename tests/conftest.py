@@ -141,7 +141,7 @@ def rough_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compression_times, "milliseconds_a_row", in_turns)
     monkeypatch.setattr(compression_times, "_ROWS", 4)
     monkeypatch.setattr(latency.LatencyTable, "measure", partial(latency.LatencyTable.measure, seconds=0.1))
-    monkeypatch.setattr(pruning_prices, "seconds_besides", partial(latency.seconds_besides, seconds=0.1))
+    monkeypatch.setattr(pruning_prices, "share_besides", partial(latency.share_besides, seconds=0.1))
     monkeypatch.setattr(latency, "FEWEST_TURNS", 1)
     monkeypatch.setattr(stacks, "FEWEST_TURNS", 1)
     monkeypatch.setattr(stacks, "CALLS", 1)

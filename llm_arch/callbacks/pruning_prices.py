@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from llm_arch.backbones.building import dense_model
+from llm_arch.compression.anatomy import anatomy
 from llm_arch.compression.calibration import Calibration
-from llm_arch.compression.latency import LatencyTable, seconds_besides
+from llm_arch.compression.latency import LatencyTable, share_besides
 from llm_arch.compression.macs import macs_prices
 from llm_arch.compression.prices import Prices
 from llm_arch.compression.target import Target
@@ -34,7 +35,8 @@ def prices_of(data: DataModule, target: Target, rows: Calibration) -> Prices:
     lengths = row_lengths(rows)
     if target.unit == "macs":
         return macs_prices(dense_model(backbone), lengths)
-    return LatencyTable.cached(backbone).prices(lengths, fixed=fixed_seconds(data, rows))
+    table = LatencyTable.cached(backbone)
+    return table.prices(lengths, fixed=fixed_seconds(data, rows, table))
 
 
 def row_lengths(rows: Calibration) -> list[int]:
@@ -46,8 +48,13 @@ def row_lengths(rows: Calibration) -> list[int]:
     return found
 
 
-def fixed_seconds(data: DataModule, rows: Calibration) -> float:
+def fixed_seconds(data: DataModule, rows: Calibration, table: LatencyTable) -> float:
     """Seconds a row for what pruning leaves as it is: tokenization, batching, head, decoding.
+
+    Args:
+        data: gives training rows as they are predicted.
+        rows: bring the backbone and the head.
+        table: says what the backbone takes, in the seconds that prices are in.
 
     Raises:
         UserError: the rows are of a kind that is not predicted from texts.
@@ -60,8 +67,12 @@ def fixed_seconds(data: DataModule, rows: Calibration) -> float:
             list(predictor.stream([text]))
 
     try:
-        return seconds_besides(predict, rows.backbone) / len(texts)
+        share = share_besides(predict, rows.backbone)
     except NotImplementedError as error:
         raise UserError(
             "a target in time needs rows that can be predicted; for these give a target such as '2x macs'"
         ) from error
+    backbone: Any = rows.backbone
+    sizes = [(part.heads, part.neurons) for part in anatomy(backbone.model)]
+    lengths = [len(ids) for ids in predictor.encoded(texts)["input_ids"]]  # of windows, where rows have several
+    return share * table.seconds(sizes, lengths) * len(lengths) / len(texts)

@@ -66,7 +66,7 @@ class LatencyTable:
 
         Args:
             lengths: (R,) tokens of the rows.
-            fixed: seconds a row for what is not of the backbone: tokenization, head (`seconds_besides`).
+            fixed: seconds a row for what is not of the backbone: tokenization, head (from `share_besides`).
         """
         weight_G = _weights(np.asarray(lengths, dtype=np.float64), np.asarray(self.lengths, dtype=np.float64))
         return Prices(
@@ -186,8 +186,11 @@ class LatencyTable:
         return cls(**{f.name: tuples(values[f.name]) for f in fields(cls)})
 
 
-def seconds_besides(predict: Callable[[], Any], backbone: nn.Module, *, seconds: float = 1.0) -> float:
-    """Seconds that a prediction takes besides its backbone: tokenization, batching, head, decoding; a median.
+def share_besides(predict: Callable[[], Any], backbone: nn.Module, *, seconds: float = 1.0) -> float:
+    """What a prediction takes besides its backbone, as a share of what that takes: a median.
+
+    That is tokenization, batching, head and decoding. The machine is not always as fast as when a table was measured,
+    and a share holds.
 
     Args:
         predict: predicts once, or many rows one by one.
@@ -212,7 +215,7 @@ def seconds_besides(predict: Callable[[], Any], backbone: nn.Module, *, seconds:
             inside.clear()
             start = clock()
             predict()
-            found.append(clock() - start - sum(inside))
+            found.append((clock() - start) / sum(inside) - 1)
     finally:
         for hook in hooks:
             hook.remove()
