@@ -74,5 +74,5 @@ def fixed_seconds(data: DataModule, rows: Calibration, table: LatencyTable) -> f
         ) from error
     backbone: Any = rows.backbone
     sizes = [(part.heads, part.neurons) for part in anatomy(backbone.model)]
-    lengths = [len(ids) for ids in predictor.encoded(texts)["input_ids"]]  # of windows, where rows have several
-    return share * table.seconds(sizes, lengths) * len(lengths) / len(texts)
+    lengths = [len(ids) for ids in predictor.encoded(texts)["input_ids"]]  # of rows, all their windows together
+    return share * table.seconds(sizes, lengths)
