@@ -63,6 +63,7 @@ SUPPORTING = {
         "joined",
         "load",
         "loading",
+        "model_vectors",
         "output_head",
         "packed",
         "padding",

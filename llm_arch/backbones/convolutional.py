@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, gelu, relu
+from torch.nn.functional import gelu, relu
 
 from llm_arch.backbones.scratch import ScratchBackbone, at_least_one
 from llm_arch.types import Batch, Hidden, UserError
@@ -40,15 +40,7 @@ class Convolution(nn.Module):
 
     def forward(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
         """(T, inputs) → (T, outputs)."""
-        tokens = hidden_TD.shape[0]  # a symbol while it is traced, of which `len` would make a number
-        offsets_K = torch.tensor(self.offsets, device=hidden_TD.device)
-        position_TK = batch.position_ids[:, None] + offsets_K
-        inside_TK = (position_TK >= 0) & (position_TK < batch.lengths[batch.segments][:, None])
-        token_TK = torch.arange(tokens, device=hidden_TD.device)[:, None] + offsets_K
-        rows = torch.cat([hidden_TD, hidden_TD.new_zeros(1, hidden_TD.shape[1])])
-        # `embedding` gathers as `index_select` does, forward and backward in half the time on a CPU.
-        window_TKD = embedding(torch.where(inside_TK, token_TK, tokens), rows)
-        out: Tensor = self.linear(window_TKD.flatten(1))
+        out: Tensor = self.linear(batch.around(hidden_TD, self.offsets).flatten(1))
         return out
 
 
@@ -66,7 +58,9 @@ class TextCNN(ScratchBackbone):
         filters: features of each width; the hidden size is filters · number of widths.
         widths: tokens in a window.
         dropout: probability that a feature is dropped, for all tokens of a sequence.
-        vectors: file of pretrained word vectors in the text format of GloVe or word2vec, also as .gz.
+        vectors: file of pretrained word vectors in the text format of GloVe or word2vec, also as .gz; or a model, as a
+            directory or `package:NAME/FOLDER`, whose token embeddings are taken (their first principal components where
+            embedding_size is less).
     """
 
     kind = "llm_arch_textcnn"
@@ -99,9 +93,20 @@ class TextCNN(ScratchBackbone):
     def forward(self, batch: Batch, *, inputs_embeds: Tensor | None = None, all_hidden: bool = False) -> Hidden:
         """States of the batch's tokens, in the batch's layout."""
         embedded_TE = self.embed(batch, inputs_embeds)
-        features_TD = relu(torch.cat([convolution(embedded_TE, batch) for convolution in self.convolutions], 1))
+        features_TD = relu(torch.cat(self._convolved(embedded_TE, batch), 1))
         last_TD = self.drop(features_TD, batch)
         return Hidden(last_TD, (embedded_TE, last_TD) if all_hidden else None)
+
+    def _convolved(self, embedded_TE: Tensor, batch: Batch) -> list[Tensor]:
+        """Each convolution of the embeddings: the widest window holds all others, is made once and cut for each."""
+        parts: list[Any] = list(self.convolutions)
+        widest = max((part.offsets for part in parts), key=len)
+        window_TX = batch.around(embedded_TE, widest).flatten(1)
+        found = []
+        for part in parts:
+            first = widest.index(part.offsets[0]) * self.embedding_size
+            found.append(part.linear(window_TX[:, first : first + len(part.offsets) * self.embedding_size]))
+        return found
 
     def arguments(self) -> dict[str, Any]:
         """Filters and widths."""
@@ -137,7 +142,9 @@ class ConvolutionalEncoder(ScratchBackbone):
         dilation_growth: how many times as far apart a window's tokens are as in the layer below.
         causal: whether a state depends on its own and earlier tokens only.
         dropout: probability that a unit is dropped, for all tokens of a sequence.
-        vectors: file of pretrained word vectors in the text format of GloVe or word2vec, also as .gz.
+        vectors: file of pretrained word vectors in the text format of GloVe or word2vec, also as .gz; or a model, as a
+            directory or `package:NAME/FOLDER`, whose token embeddings are taken (their first principal components where
+            embedding_size is less).
     """
 
     kind = "llm_arch_cnn"

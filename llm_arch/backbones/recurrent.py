@@ -66,7 +66,9 @@ class RecurrentEncoder(ScratchBackbone):
         cell: lstm or gru.
         bidirectional: whether a state depends on later tokens too; without it is causal.
         dropout: probability that a unit is dropped, for all tokens of a sequence (Gal & Ghahramani 2016).
-        vectors: file of pretrained word vectors in the text format of GloVe or word2vec, also as .gz.
+        vectors: file of pretrained word vectors in the text format of GloVe or word2vec, also as .gz; or a model, as a
+            directory or `package:NAME/FOLDER`, whose token embeddings are taken (their first principal components where
+            embedding_size is less).
     """
 
     kind = "llm_arch_rnn"

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
+from llm_arch.backbones.model_vectors import model_vectors, names_a_model
 from llm_arch.backbones.output_head import Checkpoint, fitted, head_weights
-from llm_arch.backbones.vectors import read_vectors, vocabulary_size
+from llm_arch.backbones.vectors import WordVectors, read_vectors, vocabulary_size
 from llm_arch.backbones.vocabulary import PLACEHOLDER, new_rows, not_sized
 from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.types import Backbone, Batch, UserError
@@ -37,7 +38,7 @@ class ScratchBackbone(Backbone):
         tokenizer: a directory, hub id or `package:NAME/FOLDER` of the tokenizer that the data uses.
         vocabulary: V, in place of the tokenizer. Without either, `grow` says it.
         embedding_size: E.
-        vectors: a file of pretrained word vectors, which says E itself.
+        vectors: a file of pretrained word vectors, which says E itself, or a model whose token embeddings are taken.
         default_size: E where nothing else says it.
         dropout: probability of all dropout in the backbone.
 
@@ -69,15 +70,9 @@ class ScratchBackbone(Backbone):
         size = vocabulary if words is None else vocabulary_size(words)
         self._sized = size is not None
         size = PLACEHOLDER if size is None else size
-        found = read_vectors(vectors, words) if vectors is not None else None
+        found = _vectors(vectors, words, embedding_size) if vectors is not None else None
         if found is not None:
-            width = found.values_NE.shape[1]
-            if embedding_size not in (None, width):
-                raise UserError(
-                    f"embedding_size is {embedding_size}, but the vectors in {vectors} have {width} numbers; "
-                    "leave embedding_size out"
-                )
-            embedding_size = width
+            embedding_size = found.values_NE.shape[1]
         self.embedding_size = default_size if embedding_size is None else embedding_size
         at_least_one(vocabulary_size=size, embedding_size=self.embedding_size)
         self.words = nn.Embedding(size, self.embedding_size)
@@ -172,6 +167,21 @@ class ScratchBackbone(Backbone):
         backbone.load_state_dict(load_file(directory / WEIGHTS), strict=True)
         backbone._origin = directory
         return backbone
+
+
+def _vectors(name: str, tokenizer: Any, size: int | None) -> WordVectors:
+    """Vectors of a file, or of a model."""
+    if size is not None:
+        at_least_one(embedding_size=size)
+    if names_a_model(name):
+        return model_vectors(name, tokenizer, size)
+    found = read_vectors(name, tokenizer)
+    width = found.values_NE.shape[1]
+    if size not in (None, width):
+        raise UserError(
+            f"embedding_size is {size}, but the vectors in {name} have {width} numbers; leave embedding_size out"
+        )
+    return found
 
 
 def at_least_one(**sizes: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm_arch.types import Batch, Words
+from llm_arch.types import Batch, OneSequence, Words
 
 Numbers = NDArray[np.int64]
 _MORE = {"windows", "word_token"}  # columns of rows that are more than one sequence of tokens
@@ -39,7 +39,7 @@ def make_batch(
     """
     rows = columns["input_ids"]
     if len(rows) == 1 and layout == "flat" and not (labels or texts or columns.keys() & _MORE):
-        return _one(rows[0], columns["token_type_ids"][0], columns["index"])
+        return OneSequence.of(rows[0], columns["token_type_ids"][0], columns["index"][0])
     sizes_R = _sizes(rows)
     parts = [cut or (size,) for cut, size in zip(columns.get("windows") or [None] * len(rows), sizes_R, strict=True)]
     flat = {"input_ids": rows}
@@ -53,22 +53,6 @@ def make_batch(
         rows=len(rows),
         texts=texts or {},
         **placed,
-    )
-
-
-def _one(input_ids: Sequence[int], token_type_ids: Sequence[int] | None, index: Sequence[int]) -> Batch:
-    """The same of a single sequence, in a fraction of the time: a request waits for it."""
-    ids_T = torch.from_numpy(np.array(input_ids, dtype=np.int64))
-    place_T = torch.arange(len(input_ids))
-    return Batch(
-        input_ids=ids_T,
-        position_ids=place_T,
-        segments=torch.zeros_like(place_T),
-        starts=torch.zeros(1, dtype=torch.long),
-        lengths=torch.tensor([len(input_ids)]),
-        index=torch.tensor(index),
-        token_type_ids=None if token_type_ids is None else torch.from_numpy(np.array(token_type_ids, dtype=np.int64)),
-        rows=1,
     )
 
 

@@ -173,7 +173,10 @@ class SequenceClassification(Head):
             scores_BC = torch.cat([1 - yes_B1, yes_B1], 1)
         else:
             scores_BC = logits_BK.sigmoid() if self.label_space.multi else logits_BK.softmax(1)
-        chosen = self.classes(logits_BK).tolist()
+        one = len(logits_BK) == 1 and not (
+            self.label_space.multi or self.binary
+        )  # a request, which is answered quickly
+        chosen = [_largest(logits_BK[0].tolist())] if one else self.classes(logits_BK).tolist()
         found: list[Prediction] = []
         for index, row, choice in zip(batch.index.tolist(), scores_BC.tolist(), chosen, strict=True):
             scores = dict(zip(self.label_space.names, row, strict=True))
@@ -212,3 +215,7 @@ class SequenceClassification(Head):
 def _as_two(logits_BK: Tensor) -> Tensor:
     """(B, 2) logits with the same probabilities, of one or two of them."""
     return logits_BK if logits_BK.shape[1] == 2 else torch.cat([torch.zeros_like(logits_BK), logits_BK], 1)
+
+
+def _largest(values: list[float]) -> int:
+    return values.index(max(values))

@@ -107,19 +107,21 @@ class Predictor:
     def _chunk(self, rows: list[Mapping[str, Any]], start: int) -> list[Prediction]:
         data, columns = self.model.data, self.encoded(rows, start)
         if len(rows) == 1:  # a request: needs no plan
-            plan = [np.zeros(1, np.int64)]
-        else:
-            lengths = np.array([len(ids) for ids in columns["input_ids"]])
-            plan = evaluation_plan(Cut(lengths, None, self.batch_tokens), 1)
-        found: list[Prediction] = []
+            found = self._answers(columns | {"index": [start]})
+            return [data.complete(p, data.texts(rows[0])) for p in found]
+        lengths = np.array([len(ids) for ids in columns["input_ids"]])
+        plan = evaluation_plan(Cut(lengths, None, self.batch_tokens), 1)
+        found = []
         for rows_of_batch in plan:
             chosen: dict[str, Any] = {name: [values[i] for i in rows_of_batch] for name, values in columns.items()}
-            chosen |= {"index": [start + int(i) for i in rows_of_batch], "epoch": 0}
-            batch = data.collate(chosen, labelled=False).to(self.device)
-            with torch.inference_mode():
-                logits = self.model.head(self.model.backbone(batch), batch)
-                found += self.model.head.decode(logits, batch)
+            found += self._answers(chosen | {"index": [start + int(i) for i in rows_of_batch]})
         return [data.complete(p, data.texts(rows[p.index - start])) for p in sorted(found, key=lambda p: p.index)]
+
+    def _answers(self, columns: dict[str, Any]) -> list[Prediction]:
+        batch = self.model.data.collate(columns | {"epoch": 0}, labelled=False).to(self.device)
+        with torch.inference_mode():
+            logits = self.model.head(self.model.backbone(batch), batch)
+            return self.model.head.decode(logits, batch)
 
 
 def predict(trainer: L.Trainer, task: Task, data: DataModule) -> list[Prediction]:

@@ -4,6 +4,7 @@ from llm_arch.types.batch import Batch, Pooling, Words
 from llm_arch.types.errors import UserError
 from llm_arch.types.explaining import Reading, Target
 from llm_arch.types.labels import LabelSpace
+from llm_arch.types.one_sequence import OneSequence
 from llm_arch.types.parts import Backbone, Configured, Head, LossTerm
 from llm_arch.types.teaching import Asked, Taught, Teaches, divergence
 from llm_arch.types.values import Detokenizer, Hidden, Loss, Prediction
@@ -19,6 +20,7 @@ __all__ = [
     "LabelSpace",
     "Loss",
     "LossTerm",
+    "OneSequence",
     "Pooling",
     "Prediction",
     "Reading",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 Pooling = Literal["first", "last", "mean", "max"]
 
@@ -135,6 +136,17 @@ class Batch:
             hidden_TD = hidden_TD.masked_fill(~self.valid[:, None], float("-inf"))
         low_BD = hidden_TD.new_full((self.size, hidden_TD.shape[1]), float("-inf"))
         return low_BD.scatter_reduce(0, self.segments[:, None].expand_as(hidden_TD), hidden_TD, "amax")
+
+    def around(self, hidden_TD: Tensor, offsets: Sequence[int]) -> Tensor:
+        """(T, K, D): the states at K distances from each token, zeros beyond its sequence's ends."""
+        tokens = hidden_TD.shape[0]
+        offsets_K = torch.tensor(offsets, device=hidden_TD.device)
+        position_TK = self.position_ids[:, None] + offsets_K
+        inside_TK = (position_TK >= 0) & (position_TK < self.lengths[self.segments][:, None])
+        token_TK = torch.arange(tokens, device=hidden_TD.device)[:, None] + offsets_K
+        rows = torch.cat([hidden_TD, hidden_TD.new_zeros(1, hidden_TD.shape[1])])
+        # `embedding` gathers as `index_select` does, forward and backward in half the time on a CPU.
+        return embedding(torch.where(inside_TK, token_TK, tokens), rows)
 
     def pool(self, hidden_TD: Tensor, pooling: Pooling) -> Tensor:
         """(B, D): one vector a sequence, by the named pooling."""

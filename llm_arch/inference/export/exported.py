@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from llm_arch.inference.export.graph import INPUTS, LOGITS, NULL, SHORTEST, Kind, grids, head_logits
 from llm_arch.inference.export.runtime import PRECISIONS, Inputs, Precision, Run, runtime_of
 from llm_arch.model_directory import HEAD
-from llm_arch.types import Backbone, Batch, Head, Hidden, UserError
+from llm_arch.types import Backbone, Batch, Head, Hidden, OneSequence, UserError
 from llm_arch.untrusted import shapes
 
 TRUST_TORCH = "torch_export"
@@ -120,7 +120,8 @@ class Exported(Backbone):
             found = list(self._run(given))
         if any(one.shape[0] != batch.size for one in found):
             raise UserError(f"{self.directory} gives {len(found[0])} results for {batch.size} texts; export it again")
-        return Hidden(head_logits(found, batch, self.kind).to(batch.input_ids.device))
+        logits = head_logits(found, batch, self.kind)
+        return Hidden(logits if isinstance(batch, OneSequence) else logits.to(batch.input_ids.device))
 
     def _one_by_one(self, given: Inputs, lengths: list[int]) -> list[Tensor]:
         """Each sequence at its own length, so that its logits do not depend on the others."""

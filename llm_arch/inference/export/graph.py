@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from llm_arch.heads.language import VocabularyHead
 from llm_arch.heads.question_answering import QuestionAnswering
 from llm_arch.heads.relation_extraction import RelationExtraction
 from llm_arch.heads.token_classification import TokenClassification
-from llm_arch.types import Backbone, Batch, Head, UserError, Words
+from llm_arch.types import Backbone, Batch, Head, OneSequence, UserError, Words
 
 Kind = Literal["sequences", "tokens", "spans", "marked"]
 
@@ -77,6 +79,16 @@ class Padded(Batch):
         """(B, D): the elementwise maximum over each sequence's real tokens."""
         assert self.valid is not None
         return self._grid(hidden_TD.masked_fill(~self.valid[:, None], float("-inf"))).amax(1)
+
+    def around(self, hidden_TD: Tensor, offsets: Sequence[int]) -> Tensor:
+        """(T, K, D): the states at K distances from each token, zeros beyond its sequence's ends."""
+        assert self.valid is not None
+        before, after = max(0, -min(offsets)), max(0, *offsets)
+        kept_BLD = self._grid(hidden_TD * self.valid[:, None].to(hidden_TD.dtype))
+        wide_BSD = pad(kept_BLD, (0, 0, before, after))
+        # Ends are counted from the end: a graph has fewer steps than where they depend on the length.
+        parts = [wide_BSD[:, before + offset : (offset - after) or None] for offset in offsets]
+        return torch.cat(parts, 2).view(-1, len(offsets), hidden_TD.shape[1])
 
 
 class Graph(nn.Module):
@@ -153,8 +165,8 @@ def grids(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
         batch: its tokens.
         inputs: the graph's inputs.
     """
-    if batch.size == 1 and batch.valid is None and batch.input_ids.shape[0] >= SHORTEST:  # the usual request, quickly
-        return _one(batch, inputs)
+    if isinstance(batch, OneSequence) and MARKERS not in inputs and len(batch.ids or ()) >= SHORTEST:
+        return _one(batch, inputs)  # the usual request, quickly
     longest = max(SHORTEST, int(batch.lengths.max()))
     place_BL = torch.arange(longest)
     mask_BL = place_BL < batch.lengths[:, None].cpu()
@@ -173,16 +185,13 @@ def grids(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
     return found
 
 
-def _one(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
-    """The same of one flat sequence."""
-    ids_1L = batch.input_ids[None].cpu()
-    found = {IDS: ids_1L, MASK: torch.ones_like(ids_1L)}
+def _one(batch: OneSequence, inputs: Sequence[str]) -> dict[str, Tensor]:
+    """The same of one sequence."""
+    ids_1L = np.array([batch.ids])
+    found = {IDS: torch.from_numpy(ids_1L), MASK: torch.from_numpy(np.ones_like(ids_1L))}
     if TYPES in inputs:
         types_T = batch.token_type_ids
-        found[TYPES] = torch.zeros_like(ids_1L) if types_T is None else types_T[None].cpu()
-    if MARKERS in inputs:
-        assert batch.words is not None
-        found[MARKERS] = batch.words.token.cpu().view(-1, 4)
+        found[TYPES] = torch.zeros_like(found[IDS]) if types_T is None else types_T[None]
     return found
 
 
