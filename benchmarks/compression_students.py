@@ -41,6 +41,7 @@ from llm_arch.backbones.convolutional import TextCNN
 from llm_arch.backbones.recurrent import RecurrentEncoder
 from llm_arch.inference import Teacher, save
 from llm_arch.losses.distillation import Distillation
+from llm_arch.precision import choose_precision
 from llm_arch.types import Backbone
 
 SETS = ("trec", "sst2")
@@ -128,7 +129,9 @@ def more_rows(rows: str, teacher: Path, copies: int, place: Path) -> str:
         if not edited.is_file():
             given = ["--method", "words", "--copies", str(copies), "--share", "0.15"]
             command("augment", "--input", rows, *given, "--output", str(edited))
-        command("predict", "--model", str(teacher), "--input", str(edited), "--as-rows", "--output", str(place))
+        precision, _ = choose_precision("cpu")
+        given = ["--model", str(teacher), "--input", str(edited), "--precision", precision]
+        command("predict", *given, "--as-rows", "--output", str(place))
     return str(place)
 
 

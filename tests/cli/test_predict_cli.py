@@ -51,6 +51,17 @@ def test_text_that_starts_with_a_dash(predict: Any) -> None:
     assert lines(predict("--text=-5 degrees").out)[0]["text"] == "-5 degrees"
 
 
+def test_in_half_precision(predict: Any) -> None:
+    (exact,), (rounded,) = (
+        lines(predict("--text", "on lamp", *more).out) for more in ([], ["--precision", "bf16-mixed"])
+    )
+    assert rounded["scores"] == pytest.approx(exact["scores"], abs=0.05)
+    assert rounded["scores"] != exact["scores"]
+    refused = predict("--text", "on lamp", "--precision", "bf16-true")
+    assert refused.code == 2
+    assert "choose from" in refused.err
+
+
 def texts_of_many_lengths(count: int) -> list[str]:
     return [" ".join(["on" if i % 2 else "off", *["lamp"] * (i * 7 % 13), str(i)]) for i in range(count)]
 

@@ -244,6 +244,11 @@ def test_the_directory_is_a_model_directory(model: Path, exported: Path) -> None
     assert size.file_bytes(exported)[0] > (exported / "model.onnx").stat().st_size
 
 
+def test_it_has_the_precision_of_its_export(exported: Path) -> None:
+    with pytest.raises(UserError, match="is exported, and computes in the precision it was exported in"):
+        Predictor(exported, precision="bf16-mixed")
+
+
 def test_it_is_no_model_to_train(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is exported and can be neither trained nor compressed; name the model it"):
         backbone_from(str(exported))

@@ -306,3 +306,17 @@ def test_a_trainer_predicts_the_same_entities(tagger: Path, tmp_path: Path, writ
     found = predict(trainer, model.task(), model.data_for(predict=write_rows([{"text": text} for text in texts])))
     assert [places(p) for p in found] == [places(p) for p in Predictor(model)(texts)]
     assert all(places(p) == [(14, 27, "place", PLACE)] for p in found)
+
+
+def test_half_precision_rounds(model: Path) -> None:
+    """Products in bf16: nearly the same scores, and not the same."""
+    given = texts()
+    exact, rounded = (Predictor(model, precision=name)(given) for name in ("32-true", "bf16-mixed"))
+    scores = [torch.tensor([list(one.scores.values()) for one in found]) for found in (exact, rounded)]  # type: ignore[attr-defined]
+    torch.testing.assert_close(*scores, rtol=0, atol=0.15)
+    assert float((scores[0] - scores[1]).abs().max()) > 1e-6
+
+
+def test_precision_that_there_is_not(model: Path) -> None:
+    with pytest.raises(UserError, match="precision must be one of 32-true, bf16-mixed, 16-mixed, got 'bf16-true'"):
+        Predictor(model, precision="bf16-true")
