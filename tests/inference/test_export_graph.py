@@ -75,6 +75,8 @@ def backbone_of(name: str) -> Backbone:
         return TextCNN(vocabulary_size=40, embedding_size=8, filters=4)
     if name == "cnn":
         return ConvolutionalEncoder(vocabulary_size=40, hidden_size=8, num_layers=2)
+    if name == "causal cnn":
+        return ConvolutionalEncoder(vocabulary_size=40, hidden_size=8, num_layers=2, causal=True, dilation_growth=2)
     return Pretrained(config=CONFIGS[name])
 
 
@@ -123,7 +125,7 @@ def own(graph: Graph, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", ["flat", "padded"])
-@pytest.mark.parametrize("backbone", [*CONFIGS, "textcnn", "cnn"])
+@pytest.mark.parametrize("backbone", [*CONFIGS, "textcnn", "cnn", "causal cnn"])
 @pytest.mark.parametrize("head", HEADS)
 def test_logits_are_those_of_backbone_and_head(backbone: str, head: str, layout: str) -> None:
     graph = graph_of(backbone, head)
@@ -138,7 +140,9 @@ def test_logits_are_those_of_backbone_and_head(backbone: str, head: str, layout:
     torch.testing.assert_close(head_logits(found, batch, graph.kind), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("backbone", "head"), [("gpt2", "relations"), ("modernbert", "answers"), ("llama", "choice")])
+@pytest.mark.parametrize(
+    ("backbone", "head"), [("gpt2", "relations"), ("modernbert", "answers"), ("llama", "choice"), ("textcnn", "tags")]
+)
 def test_one_trace_serves_all_sizes(backbone: str, head: str) -> None:
     graph = graph_of(backbone, head)
     traced = program(graph).module()
