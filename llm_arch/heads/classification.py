@@ -173,10 +173,9 @@ class SequenceClassification(Head):
             scores_BC = torch.cat([1 - yes_B1, yes_B1], 1)
         else:
             scores_BC = logits_BK.sigmoid() if self.label_space.multi else logits_BK.softmax(1)
-        one = len(logits_BK) == 1 and not (
-            self.label_space.multi or self.binary
-        )  # a request, which is answered quickly
-        chosen = [_largest(logits_BK[0].tolist())] if one else self.classes(logits_BK).tolist()
+        request = len(logits_BK) == 1 and not (self.label_space.multi or self.binary)
+        # Of one row Python finds the largest sooner than a tensor does.
+        chosen = [_largest(logits_BK[0].tolist())] if request else self.classes(logits_BK).tolist()
         found: list[Prediction] = []
         for index, row, choice in zip(batch.index.tolist(), scores_BC.tolist(), chosen, strict=True):
             scores = dict(zip(self.label_space.names, row, strict=True))
