@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from dataclasses import fields, replace
 
@@ -51,15 +52,23 @@ def test_whatever_is_asked_first(ids: list[int], pairs: bool, order: list[str]) 
 
 def test_what_it_becomes() -> None:
     """Copied, sent to a worker, changed and moved it is as other batches are."""
-    expected = whole([4, 5, 6])
-    assert_same(pickle.loads(pickle.dumps(one([4, 5, 6]))), expected)
-    assert one([4, 5]).to("cpu").ids == [4, 5]  # type: ignore[attr-defined]
-    moved = one([4, 5, 6]).to("meta")
-    assert {getattr(moved, name).device.type for name in TENSORS[:6]} == {"meta"}
-    changed = replace(one([4, 5, 6]), input_ids=torch.tensor([7, 8, 9]))
-    assert_same(changed, whole([7, 8, 9]))
-    assert getattr(changed, "ids", None) is None  # what was given is not what is there
-    assert_same(changed.to("cpu"), whole([7, 8, 9]))
+    expected = whole([4, 5, 6], [0, 1, 1])
+    given = one([4, 5, 6], [0, 1, 1])
+    for again in (pickle.loads(pickle.dumps(given)), copy.copy(given), replace(given)):
+        assert_same(again, expected)
+    assert given.to("cpu") is given
+    moved = given.to("meta")
+    assert {getattr(moved, name).device.type for name in TENSORS} == {"meta"}
+    assert_same(replace(one([4, 5, 6]), input_ids=torch.tensor([7, 8, 9])), whole([7, 8, 9]))
+
+
+def test_what_is_made_of_it_may_hold_more() -> None:
+    """Explanations repeat a row."""
+    twice = {name: torch.cat([getattr(one([4, 5]), name)] * 2) for name in ("input_ids", "position_ids", "index")}
+    more = {"segments": torch.tensor([0, 0, 1, 1]), "starts": torch.tensor([0, 2]), "lengths": torch.tensor([2, 2])}
+    changed = replace(one([4, 5]), **twice, **more, rows=2)
+    assert changed.size == changed.rows == 2
+    assert changed.first_token(torch.tensor([[1.0], [2.0], [3.0], [4.0]])).tolist() == [[1.0], [3.0]]
 
 
 def test_nothing_else_is_there() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ class OneSequence(Batch):
     A small model needs few of them, and answers in less time than making all would take.
     """
 
+    _ids: Sequence[int]
+    _types: Sequence[int] | None
+    _index: int
+
+    def __new__(cls, *values: Any, **named: Any) -> Batch:  # type: ignore[misc]
+        """A batch as any other: what `dataclasses.replace` makes may be of more than one sequence."""
+        return Batch(*values, **named)
+
     @classmethod
     def of(cls, ids: Sequence[int], types: Sequence[int] | None, index: int) -> OneSequence:
         """The batch of one row.
@@ -26,15 +35,15 @@ class OneSequence(Batch):
             types: their token types, or None.
             index: its number.
         """
-        one = cls.__new__(cls)
-        values = {"_ids": ids, "_index": index, "labels": {}, "texts": {}, "rows": 1}
+        one = object.__new__(cls)
+        values: dict[str, Any] = {"_ids": ids, "_types": types, "_index": index, "labels": {}, "texts": {}, "rows": 1}
         one.__dict__.update(values, token_type_ids=None if types is None else torch.tensor(types))
         return one
 
     @property
-    def ids(self) -> Sequence[int] | None:
-        """Its tokens as they were given; None in a batch that something was replaced in."""
-        return self.__dict__.get("_ids")
+    def ids(self) -> Sequence[int]:
+        """Its tokens as they were given."""
+        return self._ids
 
     @property
     def size(self) -> int:
@@ -44,17 +53,18 @@ class OneSequence(Batch):
     def __getattr__(self, name: str) -> Tensor:
         """A tensor that nothing has asked for yet."""
         make = _MADE.get(name)
-        if make is None or "_ids" not in self.__dict__:
+        if make is None:
             raise AttributeError(f"{type(self).__name__} has no {name}")
-        found = self.__dict__[name] = make(self.__dict__["_ids"], self.__dict__["_index"])
+        found = self.__dict__[name] = make(self._ids, self._index)
         return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What to make a copy from, here or in another process."""
+        return OneSequence.of, (self._ids, self._types, self._index)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same on another device; itself on the CPU."""
-        if torch.device(device).type == "cpu" and self.ids is not None:
-            return self
-        whole = Batch(**{field.name: getattr(self, field.name) for field in fields(Batch)})
-        return whole.to(device, non_blocking)
+        return self if torch.device(device).type == "cpu" else replace(self).to(device, non_blocking)
 
 
 _MADE: dict[str, Callable[[Sequence[int], int], Tensor]] = {

@@ -165,7 +165,7 @@ def grids(batch: Batch, inputs: Sequence[str]) -> dict[str, Tensor]:
         batch: its tokens.
         inputs: the graph's inputs.
     """
-    if isinstance(batch, OneSequence) and MARKERS not in inputs and len(batch.ids or ()) >= SHORTEST:
+    if isinstance(batch, OneSequence) and MARKERS not in inputs and len(batch.ids) >= SHORTEST:
         return _one(batch, inputs)  # the usual request, quickly
     longest = max(SHORTEST, int(batch.lengths.max()))
     place_BL = torch.arange(longest)
