@@ -78,6 +78,11 @@ def timing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5)
 
 
+def part_of(name: str, options: argparse.Namespace, sets: Sequence[str] = SETS) -> str:
+    """What results are called: a part of the sets does not take the place of all."""
+    return name if sorted(options.sets) == sorted(sets) else "_".join([name, *options.sets])
+
+
 def files(name: str, root: Path, folder: Path) -> dict[str, str]:
     """The training and test rows of a set as files."""
     place = folder / name

@@ -24,6 +24,7 @@ from benchmarks.compressed import (
     files,
     over_sets,
     paired_bootstrap,
+    part_of,
     score,
     speedups,
     timing_options,
@@ -147,7 +148,7 @@ def write(found: dict[str, Any], options: argparse.Namespace) -> None:
         f"{options.rounds} rounds of {options.rows} rows. MB of weights. `{RECIPE}` for all sets, last state, exported "
         "for ONNX Runtime with dynamic int8; `joint` is the same model in fp32 without export.",
     ]
-    write_results("compression_joint", found, "\n".join(lines), data_directory=options.data)
+    write_results(part_of("compression_joint", options), found, "\n".join(lines), data_directory=options.data)
 
 
 def _points(change: tuple[float, float, float]) -> str:

@@ -22,9 +22,12 @@ Point = tuple[str, float, float]  # a name, times faster, points of change
 
 
 def results(name: str) -> dict[str, Any]:
-    """What a benchmark wrote, by set; nothing where it did not."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
+    """What a benchmark wrote, by set; of all sets together, else of some of them."""
+    found: dict[str, Any] = {}
+    for path in (*RESULTS.glob(f"{name}_*.json"), RESULTS / f"{name}.json"):
+        if path.is_file():
+            found |= json.loads(path.read_text(encoding="utf-8"))["results"]
+    return found
 
 
 def faster(one: dict[str, Any], kind: str) -> float:

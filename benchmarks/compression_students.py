@@ -28,6 +28,7 @@ from benchmarks.compressed import (
     files,
     over_sets,
     paired_bootstrap,
+    part_of,
     score,
     speedups,
     timing_options,
@@ -210,7 +211,7 @@ def write(found: dict[str, Any], options: argparse.Namespace) -> None:
         + ", ".join(f"{what} {accuracy:.3f}" for what, accuracy in TRIED.items())
         + ".",
     ]
-    write_results("compression_students", found, "\n".join(lines), data_directory=options.data)
+    write_results(part_of("compression_students", options, SETS), found, "\n".join(lines), data_directory=options.data)
 
 
 def _points(change: tuple[float, float, float] | None) -> str:

@@ -16,7 +16,6 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.compressed import (
-    SETS,
     Counts,
     compressed,
     counts,
@@ -24,6 +23,7 @@ from benchmarks.compressed import (
     files,
     over_sets,
     paired_bootstrap,
+    part_of,
     score,
     speedups,
     timing_options,
@@ -106,9 +106,7 @@ def write(found: dict[str, Any], options: argparse.Namespace) -> None:
         "",
         "Tried on WNUT17's validation rows, seed 0: " + ", ".join(f"{how} {f1:.3f}" for how, f1 in TRIED.items()) + ".",
     ]
-    # A part of the sets does not take the place of all.
-    part = "" if sorted(options.sets) == sorted(SETS) else "_" + "_".join(options.sets)
-    write_results(f"pruning_structure{part}", found, "\n".join(lines), data_directory=options.data)
+    write_results(part_of("pruning_structure", options), found, "\n".join(lines), data_directory=options.data)
 
 
 if __name__ == "__main__":
