@@ -47,8 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         default="32-true",
         choices=("32-true", "bf16-mixed", "16-mixed"),
-        help="bf16-mixed and 16-mixed are several times as fast where the device has them, and round the scores "
-        "(default: 32-true)",
+        help="bf16-mixed and 16-mixed are faster where the device has them, and round the scores (default: 32-true)",
     )
     parser.add_argument("--output", metavar="FILE", help="write here instead of the terminal; all or nothing")
     return parser

@@ -33,8 +33,8 @@ class Predictor:
         device: where to run; None for a GPU if there is one.
         batch_tokens: tokens a batch at most.
         trust: modules outside this package that the model may use.
-        precision: what products are computed in: `32-true`, or `bf16-mixed` or `16-mixed`, which are several times as
-            fast where the device has them, and round scores in their third digit.
+        precision: what products are computed in: `32-true`, or `bf16-mixed` or `16-mixed`, which are faster where
+            the device has them, and round scores.
     """
 
     def __init__(
