@@ -19,6 +19,7 @@ from benchmarks.peak_memory import PeakMemory
 from benchmarks.pretraining import Recipe, Run
 from llm_arch import Task, Trainer
 from llm_arch.backbones.pretrained import Pretrained
+from llm_arch.callbacks.compilation import Compile
 from llm_arch.data.masked_tokens import MaskedTokenData
 from llm_arch.data.module import DataModule
 from llm_arch.data.next_tokens import NextTokenData
@@ -124,7 +125,7 @@ def fit(
         optimizer: instead of AdamW with the recipe's learning rate and weight decay.
         schedule: instead of the linear one.
         memory: measure the peak memory of the loop.
-        compiled: run the transformer through `torch.compile`.
+        compiled: train with `Compile`.
         passes: over the data, where the recipe has no number of steps.
         callbacks: further ones.
         **trainer_options: what else the Trainer takes.
@@ -140,8 +141,6 @@ def fit(
         lr_scheduler=schedule or Linear(warmup=recipe.warmup),
         **rates,
     )
-    if compiled:
-        task.backbone.model.compile(dynamic=True)  # type: ignore[operator, union-attr]
     length = {"max_epochs": passes} if recipe.steps is None else {"max_steps": recipe.steps}
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
@@ -151,7 +150,7 @@ def fit(
             enable_progress_bar=False,
             limit_val_batches=0,
             num_sanity_val_steps=0,
-            callbacks=[clock, *callbacks],
+            callbacks=[clock, *([Compile()] if compiled else []), *callbacks],
             **length,
             **trainer_options,
         )

@@ -100,7 +100,8 @@ def train_masked(
         recipe: how to train.
         held_out: batches of ours to measure the loss on afterwards, or None.
         **arguments: further `TrainingArguments`; `skip`, a number of steps before those that are timed; and
-            `accumulation`, in how many parts a batch is computed, each padded to its own longest row.
+            `accumulation`, in how many parts a batch is computed, each padded to its own longest row; and `turn`, a
+            lock that is held while it trains.
     """
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
     rows = (masked_blocks if kind == "blocks" else masked_rows)(texts_of(train), tokenizer, recipe.length)
@@ -174,14 +175,15 @@ def _train(
     memory: bool = False,
     skip: int = 0,
     accumulation: int = 1,
+    turn: Any = None,
     **arguments: Any,
 ) -> tuple[Run, PreTrainedModel]:
-    """Train; the first `skip` steps are beyond the recipe's, and not timed."""
+    """Train; the first `skip` steps are beyond the recipe's, and not timed; where there are any, no curve is kept."""
     lengths = [len(ids) for ids in rows["input_ids"]]
     batch = max(1, round(recipe.tokens * len(rows) / sum(lengths)))
     with quiet_transformers(), tempfile.TemporaryDirectory() as scratch:
 
-        def build(rows: Dataset, steps: int | None) -> Trainer:
+        def build(rows: Dataset, steps: int | None) -> _Counting:
             set_seed(recipe.seed)
             given: dict[str, Any] = {
                 "output_dir": scratch,
@@ -202,31 +204,45 @@ def _train(
                 **tuned_arguments(recipe.bf16, group_by_length=group),
                 **arguments,
             }
-            trainer = Trainer(
+            trainer = _Counting(
                 model=model_of(), args=TrainingArguments(**given), train_dataset=rows, data_collator=collator
             )
             trainer.remove_callback(PrinterCallback)
             return trainer
 
-        # First use of kernels belongs to nobody. Memory is measured after a batch of one row, whose traces are small.
-        build(rows.select(range(min(1 if memory else batch, len(rows)))), 1).train()
+        if not skip:
+            # First use of kernels belongs to nobody. Memory is measured after one row, whose traces are small.
+            build(rows.select(range(min(1 if memory else batch, len(rows)))), 1).train()
         steps = None if recipe.steps is None else recipe.steps + skip
-        trainer, clock, curve = build(rows, steps), TrainerClock(skip), _Curve()
+        trainer, clock, curve = build(rows, steps), TrainerClock(skip, turn), _Curve()
         trainer.add_callback(clock)
-        hook = trainer.model.register_forward_hook(curve, with_kwargs=True)
+        if not skip:  # a hook would cut a compiled model in two
+            trainer.model.register_forward_hook(curve, with_kwargs=True)
         gc.collect()
         peak = PeakMemory()
         with peak if memory else nullcontext():
             trainer.train()
-        hook.remove()
         losses, predicted = [float(loss) for loss in curve.losses], [int(count) for count in curve.predicted]
-        # One pass takes all rows; a number of steps takes so many, whose lengths are those of all on average.
-        trained = len(rows) if recipe.steps is None else recipe.steps * batch
-        tokens = round(trained * sum(lengths) / len(rows))
+        counted = trainer.counted[skip * accumulation :]
+        trained, tokens = (sum(counts) for counts in zip(*counted, strict=True))
         found = Run(
             clock.cpu_seconds, clock.seconds, tokens, losses, predicted, notes={"rows": trained, "batch": batch}
         )
         return replace(found, peak_mib=peak.mib if memory else None), trainer.model
+
+
+class _Counting(Trainer):
+    """The Trainer, with the rows and the real tokens of each part of a batch, as it is given them."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.counted: list[tuple[int, int]] = []
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **further: Any) -> torch.Tensor:
+        """Count, and go on."""
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        self.counted.append((len(ids), ids.numel() if mask is None else int(mask.sum())))
+        return super().training_step(model, inputs, *more, **further)
 
 
 class _Curve:

@@ -192,19 +192,22 @@ class TrainerClock(TrainerCallback):
 
     Args:
         skip: steps at its beginning that are not timed.
+        turn: a lock that is held from the first step to the last.
 
     Attributes:
         seconds: wall-clock seconds.
         cpu_seconds: CPU seconds of the process.
     """
 
-    def __init__(self, skip: int = 0) -> None:
-        self.skip = skip
+    def __init__(self, skip: int = 0, turn: Any = None) -> None:
+        self.skip, self.turn = skip, turn
         self.seconds = 0.0
         self.cpu_seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clocks: model, optimizer and data loader are ready."""
+        if self.turn is not None and state.global_step == 0:
+            self.turn.acquire()
         wait_for_device()
         self._start = time.perf_counter(), time.process_time()
 
@@ -218,6 +221,8 @@ class TrainerClock(TrainerCallback):
         wait_for_device()
         self.seconds = time.perf_counter() - self._start[0]
         self.cpu_seconds = time.process_time() - self._start[1]
+        if self.turn is not None:
+            self.turn.release()
 
 
 @contextmanager

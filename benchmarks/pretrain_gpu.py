@@ -3,18 +3,24 @@
     python -m benchmarks.pretrain gpu            on the GPU
     python -m benchmarks.pretrain gpu --tiny     two small models wherever it runs: says whether it works, no more
 
-Documents of mixed lengths, the blocks between blank lines: ours packs them, the Trainer pads batches of like lengths,
-computed in parts, since the longest would not fit into memory otherwise. Utilisation is the floating-point
-operations the task needs (matrix products and attention within documents, forward and backward; output scores only
-where a token is predicted) by what a product of large bf16 matrices reaches on the same device.
+Documents of mixed lengths: the blocks between blank lines, or whole files cut at the longest length. Ours packs them,
+the Trainer pads batches of like lengths, computed in parts, since the longest would not fit into memory otherwise.
+Utilisation is the floating-point operations the task needs (matrix products and attention within documents, forward
+and backward; output scores only where a token is predicted) by what a product of large bf16 matrices reaches on the
+same device. Each run is a process of its own. All of them get ready side by side, and train one after another;
+compiled ones compile first.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,14 +28,39 @@ from typing import Any
 import lightning as L
 import torch
 
-from benchmarks.corpora import CORPORA, Corpus, documents_of, make_corpus, shuffled, train_byte_level
+from benchmarks.corpora import CORPORA, Corpus, Unit, documents_of, make_corpus, shuffled, train_byte_level
 from benchmarks.corpora import wordpiece_directory as wordpiece
-from benchmarks.measure import fresh, interleaved, median_ratio, wait_for_device, write_results
+from benchmarks.measure import wait_for_device, write_results
 from benchmarks.peer_pretraining import train_causal, train_masked
 from benchmarks.pretraining import BERT_MINI, Recipe, Run, gpt
 from llm_arch.cli.quiet import quiet
 
 MODELS = ("bert-base", "gpt2-124m")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: which model, on which documents, by whom, and whether through `torch.compile`."""
+
+    model: str
+    unit: Unit
+    who: str
+    compiled: bool
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a decoder."""
+        return self.model == "gpt2-124m"
+
+
+CASES = [
+    Case(model, unit, who, compiled)
+    for model in MODELS
+    for unit in ("block", "file")
+    for who in ("ours", "Trainer")
+    for compiled in (False, True)
+    if unit == "block" or (who == "ours" and compiled)
+]
 TARGETS = {"mfu": 0.45, "Trainer": 2.0}
 _GEMM = 8192
 
@@ -47,13 +78,20 @@ class DeviceClock(L.Callback):
 
     Args:
         skip: steps that are not timed: kernels are chosen and compiled in them.
+        turn: a lock that is held while the others are timed, and what a product of large matrices reaches measured.
+        first: whether it is held from the first step on.
     """
 
-    def __init__(self, skip: int) -> None:
-        self.skip = skip
+    def __init__(self, skip: int, turn: Turn, first: bool) -> None:
+        self.skip, self.turn, self.first = skip, turn, first
         self.lengths: list[torch.Tensor] = []
         self.predicted = 0
-        self.seconds = 0.0
+        self.seconds = self.peak = 0.0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Wait for this run's turn, unless it compiles before."""
+        if self.first:
+            self.turn.acquire()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Start the clock once warm, then note what each step does."""
@@ -61,6 +99,9 @@ class DeviceClock(L.Callback):
             self.lengths.append(batch.lengths)
             self.predicted += len(batch.labels["targets"])
         if batch_idx == self.skip - 1:
+            if not self.first:
+                self.turn.acquire()
+            self.peak = peak_flops()
             wait_for_device()
             self._start = time.perf_counter()
 
@@ -68,6 +109,7 @@ class DeviceClock(L.Callback):
         """Stop."""
         wait_for_device()
         self.seconds = time.perf_counter() - self._start
+        self.turn.release()
 
 
 def flops(config: dict[str, Any], clock: DeviceClock) -> float:
@@ -97,53 +139,118 @@ def peak_flops() -> float:
     return 2.0 * _GEMM**3 / median(seconds[10:])
 
 
-def run(who: str, model: str, corpus: Corpus, recipe: Recipe, options: argparse.Namespace, cache: Path) -> Run:
+class Turn:
+    """A lock that is let go when its run fails, too.
+
+    Args:
+        lock: what all runs share.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self.lock, self.held = lock, False
+
+    def acquire(self) -> None:
+        """Wait until no other run is timed."""
+        self.lock.acquire()
+        self.held = True
+
+    def release(self) -> None:
+        """Let the next one."""
+        if self.held:
+            self.held = False
+            self.lock.release()
+
+
+def run(case: Case, corpus: Corpus, recipe: Recipe, options: argparse.Namespace, cache: Path, lock: Any) -> Run:
     """One run of one side, in a process of its own."""
+    turn = Turn(lock)
+    try:
+        return _run(case, corpus, recipe, options, cache, turn)
+    finally:
+        turn.release()
+
+
+def _run(case: Case, corpus: Corpus, recipe: Recipe, options: argparse.Namespace, cache: Path, turn: Turn) -> Run:
     quiet()
-    config, on_gpu = config_of(model, options.tiny), torch.cuda.is_available()
-    if who == "Trainer":
-        train = train_causal if model == "gpt2-124m" else train_masked
-        further: dict[str, Any] = {"torch_compile": options.compile, "skip": options.skip, "use_cpu": not on_gpu}
-        further["accumulation"] = options.accumulation
+    set_start_method("fork", force=True)  # of loader processes: others import torch anew
+    config, on_gpu = config_of(case.model, options.tiny), torch.cuda.is_available()
+    if case.who == "Trainer":
+        train = train_causal if case.causal else train_masked
+        further: dict[str, Any] = {"torch_compile": case.compiled, "skip": options.skip, "use_cpu": not on_gpu}
+        further |= {"accumulation": options.accumulation * (2 if case.causal else 1), "turn": turn}
         if on_gpu:
             further |= {"dataloader_num_workers": 4, "dataloader_pin_memory": True}
-        return train("rows", corpus.train, corpus.tokenizer, config, recipe, **further)
+        done = train("rows", corpus.train, corpus.tokenizer, config, recipe, **further)
+        return replace(done, notes={**done.notes, "memory_gb": _memory()})
     from benchmarks.own_pretraining import CAUSAL, MASKED, data_of, fit
 
-    objective, clock, peak = CAUSAL if model == "gpt2-124m" else MASKED, DeviceClock(options.skip), peak_flops()
-    data = data_of(objective, corpus, recipe, cache, num_workers=4 if on_gpu else 0)
+    objective, clock = CAUSAL if case.causal else MASKED, DeviceClock(options.skip, turn, first=not case.compiled)
+    data = data_of(objective, corpus, recipe, cache, num_workers=2 if on_gpu else 0)  # as a longer run has them
     whole = replace(recipe, steps=(recipe.steps or 1) + options.skip)
-    done, _, _ = fit(objective, data, config, whole, compiled=options.compile, callbacks=[clock])
+    done, _, _ = fit(objective, data, config, whole, compiled=case.compiled and on_gpu, callbacks=[clock])
     tokens = sum(int(lengths_B.sum()) - objective.special * len(lengths_B) for lengths_B in clock.lengths)
-    mfu = flops(config, clock) / clock.seconds / peak if peak else 0.0
-    return replace(done, seconds=clock.seconds, tokens=tokens, notes={"mfu": mfu, "peak_tflops": peak / 1e12})
+    mfu = flops(config, clock) / clock.seconds / clock.peak if clock.peak else 0.0
+    notes = {"mfu": mfu, "peak_tflops": clock.peak / 1e12, "memory_gb": _memory()}
+    return replace(done, seconds=clock.seconds, tokens=tokens, notes=notes)
 
 
-def write(found: dict[str, dict[str, list[Run]]], options: argparse.Namespace, device: str) -> None:
+def _memory() -> float:
+    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+
+
+def write(found: dict[Case, Run], options: argparse.Namespace, device: str) -> None:
     """Results so far as json and table."""
-    lines = ["| model | ours, tokens/s | utilisation | target | Trainer, tokens/s | ours / it | target |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for model, runs in found.items():
-        rates = {who: [r.tokens / r.seconds for r in some] for who, some in runs.items()}
-        used = median(r.notes["mfu"] for r in runs["ours"])
+    lines = ["| model | documents | tokens in one | who | tokens/s | utilisation | ours / Trainer | memory, GB |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for case, one in sorted(found.items(), key=lambda pair: list(CASES).index(pair[0])):
+        peer = found.get(replace(case, who="Trainer"))
+        ratio = f"{one.tokens / one.seconds / (peer.tokens / peer.seconds):.2f}" if peer and case.who == "ours" else ""
+        used = f"{100 * one.notes['mfu']:.1f} %" if case.who == "ours" else ""
+        who = case.who + (", compiled" if case.compiled else "")
         lines.append(
-            f"| {model} | {median(rates['ours']):,.0f} | {100 * used:.1f} % | {100 * TARGETS['mfu']:.0f} % "
-            f"| {median(rates['Trainer']):,.0f} | {median_ratio(rates['ours'], rates['Trainer'])} "
-            f"| {TARGETS['Trainer']} |"
+            f"| {case.model} | {case.unit}s | {options.mean[case.model, case.unit]:.0f} | {who} "
+            f"| {one.tokens / one.seconds:,.0f} | {used} | {ratio} | {one.notes['memory_gb']:.1f} |"
         )
-    peak = median(r.notes["peak_tflops"] for runs in found.values() for r in runs["ours"])
+    peak = median([one.notes["peak_tflops"] for case, one in found.items() if case.who == "ours"] or [0.0])
     lines += [
         "",
-        f"Device: {device}, {peak:.0f} TFLOP/s in a bf16 product of {_GEMM:,} × {_GEMM:,} matrices. {options.corpus}, "
-        f"blocks between blank lines, {options.steps} steps of about {options.batch_tokens:,} tokens (the Trainer's in "
-        f"{options.accumulation} parts), bf16 autocast, "
-        f"{'torch.compile on both sides' if options.compile else 'without torch.compile'}, wall-clock time, "
-        f"{len(options.seeds)} interleaved runs, each in a new process.",
+        f"Device: {device}, {peak:.0f} TFLOP/s in a bf16 product of {_GEMM:,} × {_GEMM:,} matrices. Documents: blocks "
+        f"between blank lines, or files, of {options.corpus}, cut at 512 tokens (BERT) and 1,024 (GPT-2). "
+        f"{options.steps} steps of about {options.batch_tokens:,} tokens after {options.skip} that are not timed; the "
+        f"Trainer's batches hold rows of like length and are computed in {options.accumulation} parts (BERT) and "
+        f"{2 * options.accumulation} (GPT-2). bf16 autocast, wall-clock time, one run each. Targets: utilisation "
+        f"{100 * TARGETS['mfu']:.0f} %, {TARGETS['Trainer']} times the Trainer.",
     ]
-    payload = {model: {who: [r.summary() for r in some] for who, some in runs.items()} for model, runs in found.items()}
-    payload_ = {"runs": payload, "device": device, "options": vars(options)}
-    write_results("pretrain_gpu" + ("_tiny" if options.tiny else ""), payload_, "\n".join(lines))
+    payload = [{**asdict(case), "run": one.summary()} for case, one in found.items()]
+    given = {key: value for key, value in vars(options).items() if key != "mean"}
+    write_results(
+        "pretrain_gpu" + ("_tiny" if options.tiny else ""), {"runs": payload, "options": given}, "\n".join(lines)
+    )
     print("\n".join(lines), flush=True)
+
+
+def corpus_of(model: str, unit: Unit, folder: Path, options: argparse.Namespace) -> Corpus:
+    """The documents and the tokenizer of a model; those of the folder, where they lie there."""
+    place = folder / f"{model}-{unit}"
+    files = [place / f"{name}.jsonl" for name in ("train", "validation", "test")]
+    config = config_of(model, options.tiny)
+    causal = config["model_type"] == "gpt2"
+    tokenizer = folder / "bpe" if causal else wordpiece()
+    texts = None if all(file.is_file() for file in files) else shuffled(documents_of(options.corpus, options.data))
+    if causal and not tokenizer.is_dir():
+        train_byte_level(texts or shuffled(documents_of(options.corpus, options.data)), config["vocab_size"], tokenizer)
+    return make_corpus(texts, tokenizer, options.tokens, place, unit=unit) if texts else Corpus(*files, tokenizer, 0)
+
+
+def mean_length(corpus: Corpus, longest: int) -> float:
+    """Tokens of a document, as far as it is read at a time: of the first thousand."""
+    from transformers import AutoTokenizer
+
+    with corpus.train.open(encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in islice(file, 1000)]
+    ids = AutoTokenizer.from_pretrained(corpus.tokenizer)(texts, verbose=False)["input_ids"]
+    pieces = [min(longest, len(one) - start) for one in ids for start in range(0, len(one), longest)]
+    return sum(pieces) / len(pieces)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -153,38 +260,51 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", help="folder of the evaluation sets (default: LLM_ARCH_DATA); wikitext2 only")
     parser.add_argument("--corpus", choices=CORPORA, default="stdlib")
+    parser.add_argument("--corpora", help="folder to keep corpora and tokenizers in (default: a temporary one)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--units", nargs="+", choices=("block", "file"), default=["block", "file"])
     parser.add_argument("--batch-tokens", type=int, default=32768)
     parser.add_argument("--steps", type=int, default=30, help="steps that are timed")
     parser.add_argument("--skip", type=int, default=10, help="steps before them")
     parser.add_argument("--tokens", type=int, help="of the corpus (default: enough for all steps of one pass)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of each side a seed")
-    parser.add_argument("--accumulation", type=int, default=16, help="parts in which the Trainer computes a batch")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, on both sides")
+    parser.add_argument("--accumulation", type=int, default=8, help="parts in which the Trainer computes a batch")
+    parser.add_argument("--compiled-trainer", action="store_true", help="the Trainer through torch.compile, too")
     parser.add_argument("--tiny", action="store_true", help="small models, on the CPU where there is no GPU")
     options = parser.parse_args(arguments)
     options.skip = max(1, options.skip)
-    # The steps of a run must lie within one pass; half as much again makes up for documents that are cut.
-    options.tokens = options.tokens or (options.steps + options.skip) * options.batch_tokens * 3 // 2
+    # The steps of a run must lie within one pass; more than that makes up for documents that are cut.
+    options.tokens = options.tokens or (options.steps + options.skip) * options.batch_tokens * 5 // 4
     if not torch.cuda.is_available() and not options.tiny:
         raise SystemExit("this machine has no CUDA device: nothing was measured. Run it on one that has (or --tiny).")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)"
-    texts = shuffled(documents_of(options.corpus, options.data))
-    found: dict[str, dict[str, list[Run]]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for model in options.models:
-            folder, config = Path(scratch) / model, config_of(model, options.tiny)
-            causal = config["model_type"] == "gpt2"
-            tokenizer = train_byte_level(texts, config["vocab_size"], folder / "bpe") if causal else wordpiece()
-            corpus = make_corpus(texts, tokenizer, options.tokens, folder, unit="block")
-            recipe = Recipe(options.batch_tokens, 1024 if causal else 512, 3e-4, steps=options.steps, bf16=True)
-            found[model] = {"ours": [], "Trainer": []}
-            for who, seed in interleaved(("ours", "Trainer"), options.seeds):
-                done = fresh(run, who, model, corpus, replace(recipe, seed=seed), options, folder / "cache")
-                found[model][who].append(done)
-                print(f"{model}, {who}: {done.tokens / done.seconds:,.0f} tokens/s", flush=True)
-                if len(found[model]["ours"]) == len(found[model]["Trainer"]):
-                    write(found, options, device)
+    cases = [
+        case
+        for case in CASES
+        if case.model in options.models
+        and case.unit in options.units
+        and (options.compiled_trainer or not (case.who == "Trainer" and case.compiled))
+    ]
+    found: dict[Case, Run] = {}
+    spawn = get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch, spawn.Manager() as manager:
+        folder, lock = Path(options.corpora or scratch), manager.Lock()
+        longest = {model: 512 if model == "bert-base" else 1024 for model in options.models}
+        corpora = {(c.model, c.unit): corpus_of(c.model, c.unit, folder, options) for c in cases}
+        options.mean = {key: mean_length(corpus, longest[key[0]]) for key, corpus in corpora.items()}
+        with ProcessPoolExecutor(len(cases), mp_context=spawn, max_tasks_per_child=1) as pool:
+            running = {}
+            for number, case in enumerate(cases):
+                recipe = Recipe(options.batch_tokens, longest[case.model], 3e-4, steps=options.steps, bf16=True)
+                cache = Path(scratch) / f"cache{number}"
+                given = (case, corpora[case.model, case.unit], recipe, options, cache, lock)
+                running[pool.submit(run, *given)] = case
+            for one in as_completed(running):
+                case = running[one]
+                if error := one.exception():
+                    print(f"{case}: {type(error).__name__}: {error}", flush=True)
+                    continue
+                found[case] = one.result()
+                write(found, options, device)
 
 
 if __name__ == "__main__":

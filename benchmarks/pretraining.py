@@ -112,4 +112,5 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What is written into the results: everything but the curve step by step, which is thinned to 50 points."""
         every = max(1, len(self.losses) // 50)
-        return {**vars(self), "last": self.last(), "losses": self.losses[::every], "predicted": sum(self.predicted)}
+        last = self.last() if self.losses else None
+        return {**vars(self), "last": last, "losses": self.losses[::every], "predicted": sum(self.predicted)}

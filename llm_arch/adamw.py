@@ -44,7 +44,14 @@ class RowAdamW(Optimizer):
         betas: decay of the running mean of gradients and of their squares.
         eps: added to the root in the denominator.
         weight_decay: share of the parameter taken off in a step, times lr; must be 0 for sparse gradients.
+
+    Attributes:
+        found_inf: for the next step only: a float32 tensor that is 1 where the step must change neither parameters nor
+            state and 0 where it counts, or None. Dense gradients only.
     """
+
+    leaves_out = True
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -81,9 +88,10 @@ class RowAdamW(Optimizer):
             ValueError: a sparse gradient has weight decay, or comes where gradients were dense before (or vice versa).
         """
         loss = None
-        if closure is not None:
+        if closure is not None:  # gradients are clipped in it
             with torch.enable_grad():
                 loss = closure()
+        found_inf, self.found_inf = self.found_inf, None
         for group in self.param_groups:
             owners = [param for param in group["params"] if param.grad is not None]
             if not owners:
@@ -97,6 +105,7 @@ class RowAdamW(Optimizer):
             params, grads, exp_avgs, exp_avg_sqs, counters = map(list, zip(*parts, strict=True))
             how: dict[str, Any] = {key: group[key] for key in ("lr", "eps", "weight_decay", "fused")}
             how |= {"beta1": group["betas"][0], "beta2": group["betas"][1], "amsgrad": False, "maximize": False}
+            how["found_inf"] = found_inf
             adamw(params, grads, exp_avgs, exp_avg_sqs, [], counters, **how)
             for param, updated in zip(owners, params, strict=True):
                 if updated is not param:

@@ -7,6 +7,7 @@ import math
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from llm_arch.gradients import clip_gradients, clip_values, gradient_norm, scale_gradients
@@ -23,13 +24,13 @@ class ExactSteps(L.LightningModule):
         gradient_factor: what turned the gradients of the last step's sums into those of the mean, for parameters of
             callbacks.
         left_out: whether the step that has just ended was left out, its loss or gradient being no number; `Guard` says
-            so.
+            so. On a GPU a tensor, where the optimizer can tell without this process waiting for it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.gradient_factor = 1.0
-        self.left_out = False
+        self.left_out: bool | Tensor = False
         self._denominator: Tensor | float = 0.0
         self._wrong: Tensor | float = 0.0  # above 0 where a loss of this step is no number
 
@@ -87,7 +88,8 @@ class ExactSteps(L.LightningModule):
     ) -> None:
         """Clip dense and sparse gradients together, and drop them where they, or the loss, are no numbers.
 
-        Without gradients an optimizer changes neither weights nor its own state.
+        Without gradients an optimizer changes neither weights nor its own state. One that can leave a step out by
+        itself is told to, so that a GPU is never waited for.
         """
         parameters = _parameters(optimizer)
         norm: Tensor | float = 0.0
@@ -101,11 +103,21 @@ class ExactSteps(L.LightningModule):
             clip_values(parameters, float(gradient_clip_val))
         else:
             norm = clip_gradients(parameters, float(gradient_clip_val))
-        self.left_out = bool(self._wrong > 0) or not math.isfinite(norm)
-        self._wrong = 0.0
+        wrong, self._wrong = self._wrong, 0.0
+        if isinstance(norm, Tensor) and can_leave_out(optimizer, norm.device):
+            self.left_out = optimizer.found_inf = (~torch.isfinite(norm) | (wrong > 0)).float()  # type: ignore[attr-defined]
+            return
+        self.left_out = bool(wrong > 0) or not math.isfinite(norm)
         if self.left_out:
             for parameter in parameters:
                 parameter.grad = None
+
+
+def can_leave_out(optimizer: Optimizer, device: torch.device) -> bool:
+    """Whether it runs on a GPU and takes a tensor that is 1 where it must change nothing; and nobody looks after it."""
+    if device.type != "cuda" or not getattr(optimizer, "leaves_out", False) or optimizer._optimizer_step_post_hooks:
+        return False
+    return not any(isinstance(parameter, DTensor) for parameter in _parameters(optimizer))
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -206,7 +206,9 @@ class Task(ExactSteps, Measures):
         self.trained_rows += batch.rows * self.trainer.world_size
         tokens = len(batch.input_ids) if batch.valid is None else int(batch.lengths.sum())
         self.trained_tokens += tokens * self.trainer.world_size
-        self.log("train/loss", loss.mean.detach(), batch_size=batch.size, prog_bar=True)
+        # Lightning turns what is in the progress bar into a number in every step, and so waits for a GPU.
+        in_bar = not getattr(self.trainer, "shows_loss", False)
+        self.log("train/loss", loss.mean.detach(), batch_size=batch.size, prog_bar=in_bar)
         return self.to_backward(loss)
 
     def configure_optimizers(self) -> Any:

@@ -45,6 +45,8 @@ class Trainer(L.Trainer):
         **options: everything else `lightning.Trainer` takes.
     """
 
+    shows_loss = True  # `progress_bar_metrics` does
+
     def __init__(
         self,
         *,
@@ -99,6 +101,12 @@ class Trainer(L.Trainer):
         steps = self.fit_loop.epoch_loop
         self.fit_loop = FitLoop(self, min_epochs=self.min_epochs, max_epochs=self.max_epochs)
         self.fit_loop.epoch_loop = steps
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """What a progress bar shows; the loss is read when the bar is drawn, and not in every step."""
+        loss = self.callback_metrics.get("train/loss")
+        return ({} if loss is None else {"train/loss": float(loss)}) | super().progress_bar_metrics
 
 
 def _check_strategy(name: str) -> None:

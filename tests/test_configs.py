@@ -29,6 +29,7 @@ OF_LIBRARY = {"task/code_generation", "task/summarization"}
 # test_hardware, what needs a trained model in cli/test_compress_cli and cli/test_distil_cli.
 ELSEWHERE = {
     *(f"hardware/{name}" for name in ("ddp", "deepspeed", "fsdp", "gpu", "slurm")),
+    "recipe/compile",  # test_cuda
     "logger/wandb",
     "compress/distillation",
     "compress/self_distillation",

@@ -88,6 +88,19 @@ def test_a_batch_moves_whole(layout: str) -> None:
     assert batch.input_ids.device.type == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("lengths", "short_from"),
+    [([200, 3, 129, 128, 1], (3, 332)), ([5, 128], (0, 0)), ([4, 129], (2, 133)), ([300], (1, 300))],
+)
+def test_a_device_is_not_asked_how_long_sequences_are(lengths: list[int], short_from: tuple[int, int]) -> None:
+    batch = batch_of(lengths, "flat")
+    moved = batch.to("meta")  # whose numbers nobody can read
+    for one in (batch, moved):
+        assert one.longest == max(lengths)
+        assert one.short_from == short_from
+    assert replace(batch, lengths=batch.lengths + 1).longest == max(lengths) + 1
+
+
 # Labels
 
 

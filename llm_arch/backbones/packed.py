@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from llm_arch import fillers
 from llm_arch.backbones.grouped import LengthGroups, attention_mask, evaluation_attention, training_attention
 from llm_arch.types import Batch
+from llm_arch.types.batch import SHORT
 
 NAME = "llm_arch_packed"
 # Beyond this length a kernel that does not keep the weights (H·L² numbers) is worth its slower backward pass.
@@ -37,7 +38,7 @@ class PackedMap:
         self.lengths_B = batch.lengths
         self.size = batch.size
         self.tokens = len(batch.input_ids)
-        self.longest = int(batch.lengths.max())
+        self.longest, self.short_from = batch.longest, batch.short_from
         self.slots_T = batch.segments * self.longest + batch.position_ids
         self.ragged = self.size * self.longest != len(batch.input_ids)
         ends_B = batch.lengths.cumsum(0)
@@ -177,8 +178,8 @@ def _attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     query_THd, key_TKd, value_TKd = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
 
-    if _varlen_serves(query, dropout):
-        return _varlen(query_THd, key_TKd, value_TKd, packed, causal, sliding_window, scaling)
+    if _varlen_serves(query):
+        return _varlen(query_THd, key_TKd, value_TKd, packed, causal, sliding_window, scaling, dropout)
 
     groups = query_THd.shape[1] // key_TKd.shape[1]
     if groups > 1:
@@ -205,9 +206,9 @@ def _attention(
     return packed.unpad(out_BHLd.transpose(1, 2))
 
 
-def _varlen_serves(query: Tensor, dropout: float) -> bool:
-    # The flash kernel knows half precision only, and has no dropout.
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0 and query.shape[-1] <= 256
+def _varlen_serves(query: Tensor) -> bool:
+    # The flash kernel knows half precision only.
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
 
 
 def _varlen(
@@ -218,24 +219,36 @@ def _varlen(
     causal: bool,
     window: int | None,
     scaling: float | None,
+    dropout: float,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     reach = -1 if window is None else window - 1
-    out = varlen_attn(
-        query_THd.contiguous(),
-        key_TKd.contiguous(),
-        value_TKd.contiguous(),
-        packed.borders,
-        packed.borders,
-        packed.longest,
-        packed.longest,
-        scale=scaling,
-        window_size=(reach, 0 if causal else reach),
-        enable_gqa=query_THd.shape[1] != key_TKd.shape[1],
-    )
-    assert isinstance(out, Tensor)
-    return out
+
+    def attend(parts: tuple[Tensor, Tensor, Tensor], borders: Tensor, longest: int) -> Tensor:
+        # What torch.nn.attention.varlen calls, which passes no dropout on.
+        out_THd: Tensor = torch.ops.aten._flash_attention_forward(
+            *(part.contiguous() for part in parts),
+            borders,
+            borders,
+            longest,
+            longest,
+            dropout,
+            causal and window is None,
+            False,
+            scale=scaling,
+            window_size_left=reach,
+            window_size_right=0 if causal else reach,
+        )[0]
+        return out_THd
+
+    whole = query_THd, key_TKd, value_TKd
+    first, tokens = packed.short_from
+    if first == 0 or first == packed.size:
+        return attend(whole, packed.borders, packed.longest)
+    # The kernel starts blocks for the longest sequence in each of them: most of their time where few are long.
+    long, short = zip(*(part.split([tokens, packed.tokens - tokens]) for part in whole), strict=True)
+    borders = packed.borders
+    parts = [attend(long, borders[: first + 1], packed.longest), attend(short, borders[first:] - tokens, SHORT)]
+    return torch.cat(parts)
 
 
 # No mask function is registered beside it: transformers then builds no mask and passes None.

@@ -28,7 +28,7 @@ class _Packing(NamedTuple):
         longest_first_B = batch.lengths.argsort(descending=True, stable=True)
         rank_B = torch.empty_like(longest_first_B)
         rank_B[longest_first_B] = torch.arange(batch.size, device=rank_B.device)
-        position_P = torch.arange(int(batch.lengths.max()), device=rank_B.device)
+        position_P = torch.arange(batch.longest, device=rank_B.device)
         counts_P = (position_P[:, None] < batch.lengths).sum(1)
         place_T = (counts_P.cumsum(0) - counts_P)[batch.position_ids] + rank_B[batch.segments]
         real_N = torch.arange(len(place_T), device=rank_B.device)

@@ -17,6 +17,11 @@ _NAMED = 12  # rows of a batch that a message lists
 # A run that is still this close to where it began has learnt nothing.
 _AT_CHANCE = 0.98
 _BEGINNING = 20  # steps
+_PATIENCE = 16  # steps on a GPU until it is asked whether they were left out: asking is waiting
+
+
+# Of the micro-batches of a step: row numbers and loss.
+_Rows = list[tuple[Tensor, Tensor]]
 
 
 class Guard(L.Callback):
@@ -38,10 +43,18 @@ class Guard(L.Callback):
         self.policy = policy
         self.max_skips = max_skips
         self.skipped = 0
-        self._rows: list[tuple[Tensor, Tensor]] = []  # of the micro-batches of this step: row numbers and loss
+        self._rows: _Rows = []
+        self._waiting: list[tuple[int, Tensor, _Rows]] = []  # steps that nobody has asked about: which, whether, rows
         self._seen = 0
         self._first: Tensor | float = 0.0  # mean loss of the first steps, and of the last ones
         self._recent: Tensor | float = 0.0
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Ask before the count is kept; Lightning has asked for it already."""
+        self._settle(trainer)
+        states = checkpoint.get("callbacks", {})
+        if self.state_key in states:
+            states[self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on counting."""
@@ -66,15 +79,33 @@ class Guard(L.Callback):
         if not step_has_ended(trainer):
             return
         rows, self._rows = self._rows, []
-        if not getattr(pl_module, "left_out", False):
-            return
+        left_out = getattr(pl_module, "left_out", False)
+        if isinstance(left_out, Tensor):
+            self._waiting.append((trainer.global_step, left_out, rows))
+            if self.policy == "stop" or len(self._waiting) >= _PATIENCE:
+                self._settle(trainer)
+        elif left_out:
+            self._say(trainer, trainer.global_step, rows)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask about the last steps."""
+        self._settle(trainer)
+
+    def _settle(self, trainer: L.Trainer) -> None:
+        """Ask the GPU which steps were left out."""
+        waiting, self._waiting = self._waiting, []
+        if waiting and bool(torch.stack([left_out for _, left_out, _ in waiting]).any()):
+            for step, left_out, rows in waiting:
+                if left_out > 0:
+                    self._say(trainer, step, rows)
+
+    def _say(self, trainer: L.Trainer, step: int, rows: _Rows) -> None:
+        """Name the rows of a step that was left out; end the run where that is asked for or happens too often."""
         self.skipped += 1
         wrong = [numbers for numbers, loss in rows if not bool(torch.isfinite(loss))]
         what = "loss" if wrong else "gradient"
         named = torch.cat(wrong or [numbers for numbers, _ in rows]).tolist()
-        said = (
-            f"step {trainer.global_step}: the {what} is not finite, weights stay as they were; {_named(trainer, named)}"
-        )
+        said = f"step {step}: the {what} is not finite, weights stay as they were; {_named(trainer, named)}"
         if self.policy == "stop" or self.skipped > self.max_skips:
             often = (
                 ""
@@ -97,6 +128,7 @@ class Guard(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say so where the loss never fell."""
+        self._settle(trainer)
         first, last = float(self._first), float(self._recent)
         if self._seen >= 3 * _BEGINNING and math.isfinite(first) and not last < _AT_CHANCE * first:
             rank_zero_warn(

@@ -87,7 +87,7 @@ class Throughput(Callback):
         cells: Tensor | int = len(batch.input_ids)
         real = cells if batch.valid is None else batch.lengths.sum()
         if self._pads_inside and batch.valid is None:
-            cells = batch.size * batch.lengths.max()
+            cells = batch.size * batch.longest
         found = self._flops(batch), real, cells
         self._waiting = [before + one for before, one in zip(self._waiting, found, strict=True)]
 

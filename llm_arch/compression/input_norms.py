@@ -114,7 +114,7 @@ def _real(states: Tensor, batch: Batch) -> Tensor | None:
     if fillers.is_of(states, batch.segments):
         real_T: Tensor = torch.arange(shape.numel(), device=states.device) < len(batch.segments)
         return real_T.view(shape)
-    if len(shape) == 2 and shape == (batch.size, int(batch.lengths.max())):
+    if len(shape) == 2 and shape == (batch.size, batch.longest):
         real_BL: Tensor = torch.arange(shape[1], device=states.device) < batch.lengths[:, None]
         return real_BL
     return None

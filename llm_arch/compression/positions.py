@@ -49,7 +49,7 @@ def positions_of(shape: torch.Size, batch: Batch) -> Positions:
         return without_batch(shape, device)
     group_N = torch.arange(size, device=device).repeat_interleave(count // size)
     real_N = None
-    if len(lead) == 2 and lead[1] == int(batch.lengths.max()):
+    if len(lead) == 2 and lead[1] == batch.longest:
         real_N = (torch.arange(lead[1], device=device) < batch.lengths[:, None]).flatten()
     return Positions(group_N, size, real_N)
 

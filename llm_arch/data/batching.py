@@ -196,6 +196,11 @@ def evaluation_plan(cut: Cut, ranks: int) -> list[Indices]:
     return split_to(batches, micro_batch_count(len(batches), len(cut.lengths), ranks), cut.lengths)
 
 
+def longest_first(batches: list[Indices], lengths: Indices) -> list[Indices]:
+    """The same batches, the units of each by their length."""
+    return [batch[np.argsort(-lengths[batch], kind="stable")] for batch in batches]
+
+
 def padding_share(batches: list[Indices], lengths: Indices) -> float:
     """Share of cells that would hold no token if each batch were padded to its longest."""
     cells = sum(len(b) * int(lengths[b].max()) for b in batches)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from llm_arch.data.batching import Cut, Plan, TrainingPlan, evaluation_plan, padding_share
+from llm_arch.data.batching import Cut, Indices, Plan, TrainingPlan, evaluation_plan, longest_first, padding_share
 from llm_arch.data.collate import make_batch
 from llm_arch.data.loader import Columns, Loader, PlannedBatches
 from llm_arch.data.masked_rows import MaskedRows
@@ -24,7 +26,32 @@ from llm_arch.data.store import cache_root
 from llm_arch.seeding import run_seed
 from llm_arch.types import Batch, LabelSpace, UserError
 
+# Fewer batches are made before the processes that would make them have started.
+_WORTH_WORKERS = 50
 _NOT_RECORDED = {"train", "validation", "test", "transfer", "predict", "tokenizer", "cache_dir", "num_workers"}
+
+
+@dataclass(frozen=True)
+class Collating:
+    """Columns → batch by a method of a data module, which goes to loader processes without its trainer's model.
+
+    Args:
+        data: the module.
+        method: takes the module and the columns.
+    """
+
+    data: DataModule
+    method: Callable[..., Batch]
+
+    def __call__(self, columns: Any) -> Batch:
+        """The batch."""
+        return self.method(self.data, columns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy for another process."""
+        alone = copy.copy(self.data)
+        alone.trainer = None
+        return Collating, (alone, self.method)
 
 
 class DataModule(SplitRows, L.LightningDataModule):
@@ -57,7 +84,8 @@ class DataModule(SplitRows, L.LightningDataModule):
         mask_tokens: share of the training rows of which words are masked, of each anything from none to all, another
             share in every epoch (Madsen et al. 2024), in [0, 1]; 0.5 is usual. What `llm-arch explain --faithfulness`
             says of such a model can be trusted: it knows texts without some of their words.
-        num_workers: loader processes; 0 is fastest for tokenized rows.
+        num_workers: loader processes; None for none on a CPU, where they cost more than they save on tokenized rows,
+            and two for a GPU that would wait for its batches.
         cache_dir: where encoded rows are kept; None for `LLM_ARCH_CACHE` or the user's cache directory.
     """
 
@@ -85,7 +113,7 @@ class DataModule(SplitRows, L.LightningDataModule):
         on_bad_row: Literal["error", "skip"] = "error",
         max_bad_rows: int | float | None = None,
         mask_tokens: float = 0.0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__(
@@ -203,8 +231,13 @@ class DataModule(SplitRows, L.LightningDataModule):
         plan = self.training_plan()
         count = plan.micro_batches()
         rank, ranks = self._ranks()
-        batches = PlannedBatches(partial(plan.epoch, count=count), count, rank, ranks, self._position)
-        return self._loader(self.split("train"), batches, self.training_batch)
+        epoch = partial(self._epoch, plan, count)
+        batches = PlannedBatches(epoch, count, rank, ranks, self._position)
+        return self._loader(self.split("train"), batches, type(self).training_batch)
+
+    def _epoch(self, plan: Plan, count: int, number: int) -> list[Indices]:
+        batches = plan.epoch(number, count)
+        return longest_first(batches, plan.lengths) if self._on_gpu else batches  # attention is faster so there
 
     def _position(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -239,13 +272,23 @@ class DataModule(SplitRows, L.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, split: Split, batches: PlannedBatches, collate: Callable[[Any], Batch] | None = None) -> Loader:
+    def _loader(self, split: Split, batches: PlannedBatches, collate: Callable[..., Batch] | None = None) -> Loader:
         return Loader(
             Columns(split.rows, split.chosen),
             batch_sampler=batches,
-            collate_fn=collate or partial(self.collate, labelled=split.name != "predict"),
-            num_workers=self.num_workers,
+            collate_fn=Collating(self, collate or partial(type(self).collate, labelled=split.name != "predict")),
+            num_workers=self._workers(len(batches)),
         )
+
+    def _workers(self, batches: int) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return 2 if self._on_gpu and batches >= _WORTH_WORKERS else 0
+
+    @property
+    def _on_gpu(self) -> bool:
+        strategy = None if self.trainer is None else getattr(self.trainer, "strategy", None)
+        return strategy is not None and bool(strategy.root_device.type == "cuda")
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch."""

@@ -68,6 +68,7 @@ class VocabularyHead(Head):
         kind: which head of a checkpoint goes on in this one.
         weight: (V, E) of an untied head, else None.
         bias: (V,), or None.
+        compiled: whether the loss goes through `torch.compile` on a GPU.
         rounds: what the weight goes through before it is multiplied with, where a run trains for int8.
     """
 
@@ -77,6 +78,7 @@ class VocabularyHead(Head):
     kind: Literal["masked", "causal"]
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    compiled = False
     rounds: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, hidden_size: int, top_k: int) -> None:
@@ -174,7 +176,8 @@ class VocabularyHead(Head):
     def token_loss(self, hidden: Hidden, batch: Batch) -> Loss:
         """Cross-entropy summed over the cells, over their number."""
         states_ME, targets_M = self.states(hidden, batch), self.targets(batch)
-        return Loss(vocabulary_loss(states_ME, self.projection, self.bias, targets_M), float(len(targets_M)))
+        parts = states_ME, self.projection, self.bias, targets_M
+        return Loss(vocabulary_loss(*parts, compiled=self.compiled), float(len(targets_M)))
 
     def distil(self, hidden: Hidden, batch: Batch, taught: Taught, temperature: float) -> Loss:
         """The divergence of the probabilities of tokens, summed over the cells that count, over their number.

@@ -10,7 +10,8 @@ X ≥ V columns of memory, E embedding size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torchmetrics import Metric
 
 # Logits held at a time: so many that adding up the weight's gradient, once a chunk, costs little beside its products.
-AT_ONCE = 2**25
+AT_ONCE, AT_ONCE_ON_GPU = 2**25, 2**27
 # Logits of a block on a CPU: what is done to them one after another then happens in the cache.
 _IN_CACHE = 2**19
 # Products of half precision are slow where rows begin at odd places: a chunk's rows are that much wider than V.
@@ -27,7 +28,13 @@ _ALIGNED = 8
 
 
 def vocabulary_loss(
-    hidden_ME: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets_M: Tensor, at_once: int = AT_ONCE
+    hidden_ME: Tensor,
+    weight_VE: Tensor,
+    bias_V: Tensor | None,
+    targets_M: Tensor,
+    at_once: int | None = None,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Cross-entropy of the logits hidden · weightᵀ + bias, summed over rows, in fp32.
 
@@ -39,17 +46,18 @@ def vocabulary_loss(
         weight_VE: the projection, often the embeddings.
         bias_V: what is added to the logits, or None.
         targets_M: the right token of each row, 0 … V-1.
-        at_once: how many logits may be held at a time.
+        at_once: how many logits may be held at a time; None for what suits the device.
+        compiled: whether what is done to logits on a GPU goes through `torch.compile`, which makes two passes of it.
     """
     if not torch.is_grad_enabled():
         return vocabulary_scores(hidden_ME, weight_VE, bias_V, targets_M, at_once)[0].sum()
-    loss: Tensor = _Loss.apply(hidden_ME, weight_VE, bias_V, targets_M, at_once)
+    loss: Tensor = _Loss.apply(hidden_ME, weight_VE, bias_V, targets_M, at_once, compiled)
     return loss
 
 
 @torch.no_grad()
 def vocabulary_scores(
-    hidden_ME: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets_M: Tensor, at_once: int = AT_ONCE
+    hidden_ME: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets_M: Tensor, at_once: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each row's target in nats, (M,) fp32, and whether it is the most probable, (M,).
 
@@ -58,13 +66,14 @@ def vocabulary_scores(
         weight_VE: the projection, often the embeddings.
         bias_V: what is added to the logits, or None.
         targets_M: the right token of each row, 0 … V-1.
-        at_once: how many logits may be held at a time.
+        at_once: how many logits may be held at a time; None for what suits the device.
     """
-    low_ME, low_VE = cast_for_products(hidden_ME, weight_VE)
+    low_ME, low_XE = cast_for_products(hidden_ME, weight_VE, aligned=True)
+    V = len(weight_VE)
     nll_M = hidden_ME.new_empty(len(targets_M), dtype=dtype_of_sums(weight_VE))
     right_M = torch.empty_like(targets_M, dtype=torch.bool)
-    for chunk, memory_CX in _chunks(low_ME, low_VE, at_once):
-        for rows, _, wide_KV in _blocks(chunk, memory_CX[:, : len(low_VE)], bias_V, nll_M.dtype):
+    for chunk, memory_CX in _chunks(low_ME, low_XE, V, at_once):
+        for rows, _, wide_KV in _blocks(chunk, memory_CX[:, :V], bias_V, nll_M.dtype):
             right_M[rows] = wide_KV.argmax(1) == targets_M[rows]
             nll_M[rows] = _softmax_(wide_KV, targets_M[rows])
     return nll_M, right_M
@@ -73,27 +82,29 @@ def vocabulary_scores(
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ME: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets_M: Tensor, at_once: int
+        ctx: Any,
+        hidden_ME: Tensor,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
+        targets_M: Tensor,
+        at_once: int | None,
+        compiled: bool,
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
-        low_ME, low_VE = cast_for_products(hidden_ME, weight_VE)
-        V, wide = len(low_VE), dtype_of_sums(weight_VE)
+        low_ME, low_XE = cast_for_products(hidden_ME, weight_VE, aligned=True)
+        V, wide = len(weight_VE), dtype_of_sums(weight_VE)
         loss = hidden_ME.new_zeros((), dtype=wide)
         grad_ME = torch.empty_like(low_ME) if of_hidden else None
         grad_V = hidden_ME.new_zeros(V, dtype=wide) if of_bias else None
         grad_VE: Tensor | None = None
         product_XE: Tensor | None = None
-        for chunk, memory_CX in _chunks(low_ME, low_VE, at_once):
-            for rows, logits_KV, wide_KV in _blocks(chunk, memory_CX[:, :V], bias_V, wide):
-                targets_K = targets_M[rows]
-                loss += _softmax_(wide_KV, targets_K).sum()
-                # Softmax less one at the target is the gradient of the logits; it takes their place.
-                wide_KV.scatter_add_(1, targets_K[:, None], wide_KV.new_full((1, 1), -1.0).expand(len(targets_K), 1))
-                if grad_V is not None:
-                    grad_V += wide_KV.sum(0)
-                logits_KV.copy_(wide_KV)
+        differentiate = _differentiate_by_blocks_
+        if low_ME.device.type != "cpu":
+            differentiate = _compiled() if compiled else _differentiate_
+        for chunk, memory_CX in _chunks(low_ME, low_XE, V, at_once):
+            loss += differentiate(memory_CX, V, bias_V, targets_M[chunk], grad_V, wide)
             if grad_ME is not None:
-                torch.mm(memory_CX[:, :V], low_VE, out=grad_ME[chunk])
+                torch.mm(memory_CX[:, : len(low_XE)], low_XE, out=grad_ME[chunk])
             if of_weight:
                 product_XE = torch.mm(memory_CX.T, low_ME[chunk], out=product_XE)
                 grad_VE = product_XE[:V].to(wide, copy=True) if grad_VE is None else grad_VE.add_(product_XE[:V])
@@ -110,7 +121,68 @@ class _Loss(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("the loss over a vocabulary can be differentiated once; compute it again")
         # In place: nobody else has them, and the weight's is large.
-        return (*(None if grad is None else grad.mul_(outer[0]) for grad in gradients), None, None)
+        return (*(None if grad is None else grad.mul_(outer[0]) for grad in gradients), None, None, None)
+
+
+def _differentiate_by_blocks_(
+    memory_CX: Tensor, V: int, bias_V: Tensor | None, targets_C: Tensor, grad_V: Tensor | None, wide: torch.dtype
+) -> Tensor:
+    """The summed loss of a chunk, whose logits become their gradient: softmax less one at the target."""
+    loss = memory_CX.new_zeros((), dtype=wide)
+    for rows, logits_KV, wide_KV in _blocks(slice(0, len(memory_CX)), memory_CX[:, :V], bias_V, wide):
+        targets_K = targets_C[rows]
+        loss += _softmax_(wide_KV, targets_K).sum()
+        wide_KV.scatter_add_(1, targets_K[:, None], wide_KV.new_full((1, 1), -1.0).expand(len(targets_K), 1))
+        if grad_V is not None:
+            grad_V += wide_KV.sum(0)
+        logits_KV.copy_(wide_KV)
+    return loss
+
+
+def _differentiate_(
+    memory_CX: Tensor, V: int, bias_V: Tensor | None, targets_C: Tensor, grad_V: Tensor | None, wide: torch.dtype
+) -> Tensor:
+    """The same for a GPU, which has no cache to keep blocks in: in as few passes over memory as torch knows."""
+    memory_CX[:, V:] = -math.inf  # no columns of the vocabulary: their probability is 0
+    log_CX = torch.log_softmax(memory_CX if bias_V is None else memory_CX + _padded(bias_V, memory_CX), 1, dtype=wide)
+    told_C1 = log_CX.gather(1, targets_C[:, None])
+    at_targets_C1 = told_C1.expm1()
+    if grad_V is None:
+        torch.exp(log_CX, out=memory_CX)
+    else:
+        memory_CX.copy_(log_CX.exp_().scatter_(1, targets_C[:, None], at_targets_C1))
+        grad_V += log_CX[:, :V].sum(0)
+    memory_CX.scatter_(1, targets_C[:, None], at_targets_C1.to(memory_CX.dtype))
+    return -told_C1.sum()
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_differentiate_at_once_, dynamic=True)
+
+
+def _differentiate_at_once_(
+    memory_CX: Tensor, V: int, bias_V: Tensor | None, targets_C: Tensor, grad_V: Tensor | None, wide: torch.dtype
+) -> Tensor:
+    """The same as `torch.compile` makes one kernel of: nothing is written but the gradient."""
+    hit_CX = torch.arange(memory_CX.shape[1], device=memory_CX.device) == targets_C[:, None]
+    outside_X = torch.arange(memory_CX.shape[1], device=memory_CX.device) >= V
+    wide_CX = memory_CX.to(wide) if bias_V is None else memory_CX.to(wide) + _padded(bias_V, memory_CX)
+    # Summed up and not gathered: torch 2.11 compiles a gather so that it reads what is written below.
+    target_C = wide_CX.masked_fill(~hit_CX, 0.0).sum(1)
+    wide_CX = wide_CX.masked_fill(outside_X, -math.inf)
+    norm_C = wide_CX.logsumexp(1)
+    log_CX = wide_CX - norm_C[:, None]
+    gradient_CX = torch.where(hit_CX, log_CX.expm1(), log_CX.exp())
+    if grad_V is not None:
+        grad_V += gradient_CX[:, :V].sum(0)
+    memory_CX.copy_(gradient_CX)
+    return (norm_C - target_C).sum()
+
+
+def _padded(bias_V: Tensor, memory_CX: Tensor) -> Tensor:
+    """(X,) in the dtype of sums."""
+    return torch.nn.functional.pad(bias_V.to(dtype_of_sums(bias_V)), (0, memory_CX.shape[1] - len(bias_V)))
 
 
 def dtype_of_sums(weight_VE: Tensor) -> torch.dtype:
@@ -118,23 +190,45 @@ def dtype_of_sums(weight_VE: Tensor) -> torch.dtype:
     return torch.promote_types(weight_VE.dtype, torch.float32)
 
 
-def cast_for_products(hidden_ME: Tensor, weight_VE: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the dtype of the products."""
+def cast_for_products(hidden_ME: Tensor, weight_VE: Tensor, *, aligned: bool = False) -> tuple[Tensor, Tensor]:
+    """Both in the dtype of the products.
+
+    Args:
+        hidden_ME: states.
+        weight_VE: the projection.
+        aligned: whether the weight's copy, if one is made on a GPU, may get rows of zeros up to a round number:
+            products whose sizes are odd take several times as long there.
+    """
     kind = hidden_ME.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VE.dtype
+    if aligned and kind != "cpu" and low != weight_VE.dtype and len(weight_VE) % _ALIGNED:
+        return hidden_ME.to(low), padded_copy(weight_VE, low)
     return hidden_ME.to(low), weight_VE.to(low)
 
 
-def _chunks(hidden_ME: Tensor, weight_VE: Tensor, at_once: int) -> Iterator[tuple[slice, Tensor]]:
+def padded_copy(weight_VE: Tensor, dtype: torch.dtype) -> Tensor:
+    """(X, E) in another dtype, zeros below V."""
+    weight_XE = weight_VE.new_empty(_round_up(len(weight_VE)), weight_VE.shape[1], dtype=dtype)
+    weight_XE[: len(weight_VE)] = weight_VE
+    weight_XE[len(weight_VE) :] = 0
+    return weight_XE
+
+
+def _round_up(V: int) -> int:
+    return math.ceil(V / _ALIGNED) * _ALIGNED
+
+
+def _chunks(hidden_ME: Tensor, low_XE: Tensor, V: int, at_once: int | None) -> Iterator[tuple[slice, Tensor]]:
     """The rows of each chunk with memory (C, X) whose first V columns are their logits without bias, others zero."""
-    M, V = len(hidden_ME), len(weight_VE)
+    M = len(hidden_ME)
+    at_once = at_once or (AT_ONCE if hidden_ME.device.type == "cpu" else AT_ONCE_ON_GPU)
     count = math.ceil(M * V / at_once)
     C = math.ceil(M / count) if count else 0
-    memory_CX = hidden_ME.new_zeros(C, math.ceil(V / _ALIGNED) * _ALIGNED)
+    memory_CX = hidden_ME.new_zeros(C, _round_up(V))
     for start in range(0, M, max(1, C)):
         chunk = slice(start, min(start + C, M))
         part_CX = memory_CX[: chunk.stop - start]
-        torch.mm(hidden_ME[chunk], weight_VE.T, out=part_CX[:, :V])
+        torch.mm(hidden_ME[chunk], low_XE.T, out=part_CX[:, : len(low_XE)])
         yield chunk, part_CX
 
 

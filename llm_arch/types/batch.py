@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+# Tokens of a sequence for which the blocks of attention kernels on a GPU are large enough.
+SHORT = 128
 Pooling = Literal["first", "last", "mean", "max"]
 
 
@@ -90,6 +92,22 @@ class Batch:
         return self.starts.shape[0]  # `len` of a tensor takes five times as long
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        known: int | None = self.__dict__.get("_longest")
+        return int(self.lengths.max()) if known is None else known
+
+    @property
+    def short_from(self) -> tuple[int, int]:
+        """From which sequence, and so from which token, on all are short; (B, T) where the last one is not."""
+        if "_short_from" in self.__dict__:
+            known: tuple[int, int] = self.__dict__["_short_from"]
+            return known
+        long = (self.lengths > SHORT).nonzero()
+        first = int(long[-1]) + 1 if len(long) else 0
+        return first, int(self.lengths[:first].sum())
+
+    @property
     def row_index(self) -> Tensor:
         """(R,) row number of each row in its data set."""
         return self.index if self.rows == self.size else torch.unique_consecutive(self.index)
@@ -113,7 +131,11 @@ class Batch:
         words = self.words.to(device, non_blocking) if self.words is not None else None
         source = self.source.to(device, non_blocking) if self.source is not None else None
         labels = {k: move(v) for k, v in self.labels.items()}
-        return replace(self, **tensors, labels=labels, words=words, source=source)
+        moved = replace(self, **tensors, labels=labels, words=words, source=source)
+        if self.size and self.lengths.device.type == "cpu":
+            # A GPU would have to be waited for.
+            moved.__dict__.update(_longest=self.longest, _short_from=self.short_from)
+        return moved
 
     def first_token(self, hidden_TD: Tensor) -> Tensor:
         """(B, D): the state of each sequence's first token."""

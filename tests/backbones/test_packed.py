@@ -15,6 +15,7 @@ from llm_arch.backbones import packed
 from llm_arch.backbones.packed import PackedMap, packed_attention
 from llm_arch.data.collate import make_batch
 from llm_arch.types import Batch
+from llm_arch.types import batch as batch_module
 
 SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
@@ -172,39 +173,42 @@ def test_a_mask_beside_the_map_is_refused() -> None:
         packed_attention(Layer(), q, k, v, torch.ones(1, 1, 3, 3), packed=PackedMap(flat([3])))
 
 
-# The variable-length kernel of CUDA, by a stand-in for it
+# The flash kernel of CUDA, by a stand-in for it
 
 
-def varlen_stand_in(calls: list[dict[str, Any]]) -> Any:
-    """What `varlen_attn` documents, on CPU: sequences by cumulative lengths, a window of (left, right), -1 for all."""
+def flash_stand_in(calls: list[dict[str, Any]]) -> Any:
+    """The kernel's forward pass on CPU: sequences by cumulative lengths, a window of (left, right), -1 for all."""
 
     def attend(
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        cu_seq_q: Tensor,
-        cu_seq_k: Tensor,
+        borders_q: Tensor,
+        borders_k: Tensor,
         max_q: int,
         max_k: int,
+        dropout: float,
+        causal: bool,
+        debug: bool,
         *,
         scale: float | None = None,
-        window_size: tuple[int, int] = (-1, -1),
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        calls.append({"window_size": window_size, "enable_gqa": enable_gqa, "max": (max_q, max_k)})
-        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        window_size_left: int | None = None,
+        window_size_right: int | None = None,
+    ) -> tuple[Tensor]:
+        left = -1 if window_size_left is None else window_size_left
+        right = -1 if window_size_right is None else window_size_right
+        calls.append({"window": (left, right), "causal": causal, "max": (max_q, max_k), "dropout": dropout})
+        assert not debug
+        assert borders_q.dtype == borders_k.dtype == torch.int32
         assert query.is_contiguous()
         assert key.is_contiguous()
         assert value.is_contiguous()
-        if not enable_gqa:
-            assert query.shape[1] == key.shape[1]
         groups = query.shape[1] // key.shape[1]
-        left, right = window_size
         out = torch.empty_like(query)
-        for start, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
+        for start, end in zip(borders_q[:-1].tolist(), borders_q[1:].tolist(), strict=True):
             assert end - start <= max_q
             ahead = torch.arange(end - start)[:, None] - torch.arange(end - start)
-            seen = torch.ones_like(ahead, dtype=torch.bool)
+            seen = ahead >= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
             if left >= 0:
                 seen &= ahead <= left
             if right >= 0:
@@ -214,7 +218,7 @@ def varlen_stand_in(calls: list[dict[str, Any]]) -> Any:
                 scores = query[start:end, h] @ key[start:end, h // groups].T * factor
                 weights = scores.masked_fill(~seen, -torch.inf).softmax(1)
                 out[start:end, h] = weights @ value[start:end, h // groups]
-        return out
+        return (out,)
 
     return attend
 
@@ -223,7 +227,7 @@ def varlen_stand_in(calls: list[dict[str, Any]]) -> Any:
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("kv", [1, 2])
 @pytest.mark.parametrize("scaling", [None, 0.7])
-def test_the_varlen_kernel_is_told_what_gives_the_padded_result(
+def test_the_flash_kernel_is_told_what_gives_the_padded_result(
     monkeypatch: pytest.MonkeyPatch, causal: bool, window: int | None, kv: int, scaling: float | None
 ) -> None:
     lengths = [6, 1, 4]
@@ -231,21 +235,59 @@ def test_the_varlen_kernel_is_told_what_gives_the_padded_result(
     arguments = {"is_causal": causal, "sliding_window": window, "scaling": scaling, "packed": PackedMap(flat(lengths))}
     padded, _ = packed_attention(Layer(), q, k, v, None, **arguments)
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_stand_in(calls))
-    monkeypatch.setattr(packed, "_varlen_serves", lambda query, dropout: True)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_stand_in(calls))
+    monkeypatch.setattr(packed, "_varlen_serves", lambda query: True)
     with torch.no_grad():
         out, _ = packed_attention(Layer(), q, k, v, None, **arguments)
+        packed_attention(Layer(), q, k, v, None, **arguments, dropout=0.1)
     assert calls == [
         {
-            "window_size": (
-                -1 if window is None else window - 1,
-                0 if causal else -1 if window is None else window - 1,
-            ),
-            "enable_gqa": kv == 1,
+            "window": (-1 if window is None else window - 1, 0 if causal else -1 if window is None else window - 1),
+            "causal": causal and window is None,
             "max": (6, 6),
+            "dropout": dropout,
         }
+        for dropout in (0.0, 0.1)
     ]
     torch.testing.assert_close(out, padded)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "longest"),
+    [([9, 6, 4, 1, 2], [9, 4]), ([5, 9, 2], [9, 4]), ([6, 9], [9]), ([4, 1, 3], [4]), ([1, 9, 4], [9, 4])],
+)
+@pytest.mark.parametrize("kv", [1, 2])
+def test_what_is_short_from_somewhere_on_is_a_call_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], longest: list[int], kv: int
+) -> None:
+    monkeypatch.setattr(batch_module, "SHORT", 4)
+    monkeypatch.setattr(packed, "SHORT", 4)
+    q, k, v = inputs(sum(lengths), 2, kv)
+    arguments: dict[str, Any] = {"is_causal": True, "packed": PackedMap(flat(lengths))}
+    padded, _ = packed_attention(Layer(), q, k, v, None, **arguments)
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_stand_in(calls))
+    monkeypatch.setattr(packed, "_varlen_serves", lambda query: True)
+    with torch.no_grad():
+        out, _ = packed_attention(Layer(), q, k, v, None, **arguments)
+    assert [call["max"] for call in calls] == [(one, one) for one in longest]
+    torch.testing.assert_close(out, padded)
+
+
+def test_the_kernel_of_this_torch_takes_what_it_is_given() -> None:
+    names = [argument.name for argument in torch.ops.aten._flash_attention_forward.default._schema.arguments]
+    assert names[3:13] == [
+        "cum_seq_q",
+        "cum_seq_k",
+        "max_q",
+        "max_k",
+        "dropout_p",
+        "is_causal",
+        "return_debug_mask",
+        "scale",
+        "window_size_left",
+        "window_size_right",
+    ]
 
 
 class FakeQuery:
@@ -254,20 +296,17 @@ class FakeQuery:
 
 
 @pytest.mark.parametrize(
-    ("query", "dropout", "serves"),
+    ("query", "serves"),
     [
-        (FakeQuery(True, torch.bfloat16, 64), 0.0, True),
-        (FakeQuery(True, torch.float16, 256), 0.0, True),
-        (FakeQuery(True, torch.float16, 257), 0.0, False),
-        (FakeQuery(True, torch.float32, 64), 0.0, False),
-        (FakeQuery(True, torch.bfloat16, 64), 0.1, False),
-        (FakeQuery(False, torch.bfloat16, 64), 0.0, False),
+        (FakeQuery(True, torch.bfloat16, 64), True),
+        (FakeQuery(True, torch.float16, 256), True),
+        (FakeQuery(True, torch.float16, 257), False),
+        (FakeQuery(True, torch.float32, 64), False),
+        (FakeQuery(False, torch.bfloat16, 64), False),
     ],
 )
-def test_the_varlen_kernel_serves_half_precision_on_cuda_without_dropout(
-    query: Any, dropout: float, serves: bool
-) -> None:
-    assert packed._varlen_serves(query, dropout) is serves
+def test_the_flash_kernel_serves_half_precision_on_cuda(query: Any, serves: bool) -> None:
+    assert packed._varlen_serves(query) is serves
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 
+from llm_arch.adamw import RowAdamW
 from llm_arch.callbacks.guard import Guard
 from llm_arch.data.classification import TextClassificationData
 from llm_arch.heads.classification import SequenceClassification
@@ -48,13 +49,17 @@ class Poisoned(Task):
 
 @pytest.fixture
 def fit(rows: Any, write_rows: Callable[..., str], tokenizer: str, tmp_path: Path) -> Callable[..., Any]:
-    def run(*callbacks: Any, rate: float = 0.01, epochs: int = 1, **options: Any) -> Any:
+    def run(*callbacks: Any, rate: float = 0.01, epochs: int = 1, optimizer: Any = None, **options: Any) -> Any:
         L.seed_everything(1, verbose=False)
         data = TextClassificationData(
             write_rows(rows(32)), tokenizer=tokenizer, batch_size=4, validation_fraction=0.0, cache_dir=str(tmp_path)
         )
         task = Poisoned(
-            "tiny:bert", partial(SequenceClassification, dropout=0.0), LabelSpace(("off", "on")), learning_rate=rate
+            "tiny:bert",
+            partial(SequenceClassification, dropout=0.0),
+            LabelSpace(("off", "on")),
+            optimizer=optimizer,
+            learning_rate=None if optimizer else rate,
         )
         trainer = Trainer(
             max_epochs=epochs,
@@ -75,6 +80,53 @@ def fit(rows: Any, write_rows: Callable[..., str], tokenizer: str, tmp_path: Pat
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer leaves steps out by itself, and nobody asks it until later."""
+    monkeypatch.setattr("llm_arch.exact_steps.can_leave_out", lambda optimizer, device: True)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_gpu_leaves_a_step_out_and_is_asked_later(how: str, clip: float | None, fit: Callable[..., Any]) -> None:
+    """As if its batch had not been there: the same weights, moments and counters."""
+    poison = Poison({3}, how)
+    with pytest.warns(UserWarning, match=rf"step 4: the {how} is not finite.*lines \d+, \d+, \d+, \d+ of .*rows.jsonl"):
+        trainer, task = fit(poison, gradient_clip_val=clip, optimizer=partial(RowAdamW, lr=0.01))
+    assert isinstance(task.left_out, torch.Tensor)
+    assert same(poison.weights[3], poison.weights[4])
+    before, after = poison.states[3], poison.states[4]
+    assert all(torch.equal(before[k][name], after[k][name]) for k in before for name in before[k])
+    assert not same(poison.weights[4], poison.weights[5])
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    (guard,) = (c for c in trainer.callbacks if isinstance(c, Guard))
+    assert guard.skipped == guard.state_dict()["skipped"] == 1
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_on_a_gpu_it_stops_where_asked_and_is_counted_in_a_checkpoint(fit: Callable[..., Any], tmp_path: Path) -> None:
+    options = {"optimizer": partial(RowAdamW, lr=0.01)}
+    with pytest.raises(UserError, match="step 1: the loss is not finite.*lower the learning rate"):
+        fit(Poison({0}), Guard("stop"), **options)
+    with (
+        pytest.warns(UserWarning, match="1 of at most 1"),
+        pytest.raises(UserError, match=r"This is step 2 of that kind \(max_skips 1\)"),
+    ):
+        fit(Poison({0, 2}), Guard(max_skips=1), **options)
+    path = tmp_path / "middle.ckpt"
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(path)
+
+    with pytest.warns(UserWarning, match="step 2: the loss is not finite"):
+        fit(Poison({1}), Save(), **options)
+    states = torch.load(path, weights_only=True)["callbacks"]
+    assert [state["skipped"] for name, state in states.items() if "Guard" in name] == [1]
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])

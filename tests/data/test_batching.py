@@ -17,6 +17,7 @@ from llm_arch.data.batching import (
     Cut,
     TrainingPlan,
     evaluation_plan,
+    longest_first,
     padding_share,
     round_up,
     shuffled,
@@ -300,3 +301,9 @@ def test_padding_share() -> None:
     lengths = np.array([4, 2, 3])
     assert padding_share([np.array([0, 1]), np.array([2])], lengths) == pytest.approx(2 / 11)
     assert padding_share([np.array([0]), np.array([1]), np.array([2])], lengths) == 0
+
+
+def test_longest_first_moves_nothing_to_another_batch() -> None:
+    lengths = np.array([3, 9, 1, 9, 5])
+    batches = [np.array([0, 1, 3]), np.array([2]), np.array([2, 4])]
+    assert [batch.tolist() for batch in longest_first(batches, lengths)] == [[1, 3, 0], [2], [4, 2]]

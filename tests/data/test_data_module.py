@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from llm_arch.data import TextClassificationData
 from llm_arch.data import format as format_module
+from llm_arch.data.loader import RowNumbers
 from llm_arch.types import Batch, LabelSpace, UserError
 
 Make = Callable[..., TextClassificationData]
@@ -407,3 +409,31 @@ def test_transferred_rows_that_do_not_fit(make_data: Make, write_rows: Write) ->
     data = make_data(train, transfer=bad, on_bad_row="skip", max_bad_rows=0)
     with pytest.raises(UserError, match=r"1 of 12 rows .* the first is .*bad.jsonl, line 2"):
         data.split("train")
+
+
+@pytest.mark.parametrize(
+    ("device", "batches", "asked", "workers"),
+    [("cpu", 100, None, 0), ("cuda", 100, None, 2), ("cuda", 10, None, 0), ("cuda", 100, 0, 0), ("cpu", 10, 3, 3)],
+)
+def test_a_gpu_does_not_wait_for_batches(
+    make_data: Any, device: str, batches: int, asked: int | None, workers: int
+) -> None:
+    data = make_data(num_workers=asked)
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    assert data._workers(batches) == workers
+
+
+def test_loader_processes_that_are_started_anew_get_no_trainer(make_data: Any, write_rows: Any, rows: Any) -> None:
+    """As where processes are spawned: all that a loader hands over is pickled."""
+    data = make_data(write_rows(rows(20)), batch_size=4)
+    data.setup("fit")
+    first = next(iter(data.train_dataloader()))
+    data.trainer = SimpleNamespace(
+        model=lambda: "can't be pickled", world_size=1, global_rank=0, accumulate_grad_batches=1, max_epochs=1
+    )
+    loader = data.train_dataloader()
+    dataset, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+    assert collate.data.trainer is None
+    assert data.trainer is not None
+    again = collate(dataset.__getitems__(RowNumbers(first.index.tolist(), 0)))
+    assert torch.equal(again.input_ids, first.input_ids)

@@ -97,7 +97,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for at_once in (vocabulary.AT_ONCE, 2 * V, 1):
         monkeypatch.setattr(
-            "llm_arch.heads.language.vocabulary_loss", lambda *a, n=at_once: vocabulary.vocabulary_loss(*a, n)
+            "llm_arch.heads.language.vocabulary_loss", lambda *a, n=at_once, **b: vocabulary.vocabulary_loss(*a, n, **b)
         )
         loss = task.loss(batch_of()).sum
         found.append([loss.detach(), *torch.autograd.grad(loss, list(task.parameters()))])

@@ -57,11 +57,15 @@ class Inputs:
     at_once=st.integers(1, 200),
     bias=st.booleans(),
     cache=st.integers(1, 90),
+    way=st.sampled_from(["_differentiate_by_blocks_", "_differentiate_", "_differentiate_at_once_"]),
 )
-def test_loss_and_gradients_are_those_of_all_logits(M: int, V: int, at_once: int, bias: bool, cache: int) -> None:
+def test_loss_and_gradients_are_those_of_all_logits(
+    M: int, V: int, at_once: int, bias: bool, cache: int, way: str
+) -> None:
     one = Inputs(M, V, bias=bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vocabulary, "_IN_CACHE", cache)
+        patch.setattr(vocabulary, "_differentiate_by_blocks_", getattr(vocabulary, way))
         loss = vocabulary_loss(*one.all, at_once)
         nll, right = vocabulary_scores(*one.all, at_once)
     expected = one.reference()
@@ -73,6 +77,23 @@ def test_loss_and_gradients_are_those_of_all_logits(M: int, V: int, at_once: int
     assert torch.equal(right, logits.argmax(1) == one.targets)
 
 
+ON_A_GPU = {"as on a GPU": "_differentiate_", "as compiled there": "_differentiate_at_once_"}
+
+
+@pytest.fixture(params=["as on a CPU", *ON_A_GPU])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name := ON_A_GPU.get(request.param):
+        monkeypatch.setattr(vocabulary, "_differentiate_by_blocks_", getattr(vocabulary, name))
+        cast = vocabulary.cast_for_products
+
+        def aligned(hidden: Tensor, weight: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+            low, other = cast(hidden, weight, **options)
+            return low, vocabulary.padded_copy(weight, other.dtype)
+
+        monkeypatch.setattr(vocabulary, "cast_for_products", aligned)
+
+
+@pytest.mark.usefixtures("either_way")
 def test_double_precision_stays_double() -> None:
     one = Inputs(9, 31, dtype=torch.float64)
     loss, expected = vocabulary_loss(*one.all, 62), cross_entropy(linear(*one.all[:3]), one.targets, reduction="sum")
@@ -81,6 +102,7 @@ def test_double_precision_stays_double() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_what_needs_no_gradient_gets_none(frozen: int) -> None:
     one = Inputs(6, 10)
@@ -94,6 +116,7 @@ def test_what_needs_no_gradient_gets_none(frozen: int) -> None:
             torch.testing.assert_close(leaf.grad, expected[i])
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_outer_gradient_counts_and_the_loss_is_differentiated_once() -> None:
     one = Inputs(6, 10)
     loss = vocabulary_loss(*one.all) / 6
@@ -104,6 +127,7 @@ def test_the_outer_gradient_counts_and_the_loss_is_differentiated_once() -> None
         loss.backward()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_tied_weight_gets_both_gradients() -> None:
     table = nn.Embedding(12, 4)
     ids, targets = torch.tensor([1, 5, 5, 0]), torch.tensor([5, 1, 2, 11])
@@ -115,6 +139,7 @@ def test_a_tied_weight_gets_both_gradients() -> None:
     torch.testing.assert_close(found, table.weight.grad)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_without_rows() -> None:
     one = Inputs(0, 10)
     loss = vocabulary_loss(*one.all)
@@ -123,6 +148,7 @@ def test_without_rows() -> None:
     assert [len(x) for x in vocabulary_scores(*one.all)] == [0, 0]
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("V", [64, 57])  # rows of even and of odd numbers
 def test_under_autocast(V: int) -> None:
     """As close to fp32 as plain bf16 is, in fp32, with gradients of the parameters' dtype."""
@@ -139,6 +165,7 @@ def test_under_autocast(V: int) -> None:
         assert (found - wanted).norm() < 1.5 * (plain - wanted).norm() + 1e-3 * wanted.norm()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_gradient_of_what_is_nearly_certain_survives_bf16() -> None:
     """p - 1 at the target is taken in fp32: p alone would round to 1 in bf16."""
     hidden, weight = torch.eye(2)[:1], torch.tensor([[7.0, 0.0], [0.0, 0.0]])
@@ -149,6 +176,7 @@ def test_the_gradient_of_what_is_nearly_certain_survives_bf16() -> None:
     torch.testing.assert_close(hidden.grad[0, 0], torch.tensor(7 / (1 + math.exp(7.0)) * -1), rtol=0.01, atol=0)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_losses_beyond_what_probabilities_hold() -> None:
     """exp(-200) is no fp32 number, its logarithm is."""
     hidden, weight = torch.ones(1, 1, requires_grad=True), torch.tensor([[0.0], [200.0]])
@@ -159,6 +187,7 @@ def test_losses_beyond_what_probabilities_hold() -> None:
     assert float(hidden.grad) == 200  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("either_way")
 def test_weights_in_half_precision() -> None:
     one = Inputs(9, 20, dtype=torch.bfloat16)
     loss = vocabulary_loss(*one.all, 40)
@@ -180,6 +209,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_all_logits_never_exist(autocast: bool) -> None:
     one = Inputs(200, 96)
