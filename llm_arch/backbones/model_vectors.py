@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_arch.backbones.vectors import WordVectors
+from llm_arch.backbones.vectors import DRAWN_STD, WordVectors
 from llm_arch.types import UserError
-
-_STD = 0.1  # that of embeddings that are drawn
 
 
 def names_a_model(name: str) -> bool:
@@ -66,4 +64,4 @@ def _drawn_like(values_ND: Tensor, size: int) -> Tensor:
     if size < values_ND.shape[1]:
         _, directions_DD = torch.linalg.eigh(values_ND.T @ values_ND)  # the largest last
         values_ND = values_ND @ directions_DD[:, -size:].flip(1)
-    return values_ND * (_STD / values_ND.std().clamp(min=torch.finfo().tiny))
+    return values_ND * (DRAWN_STD / values_ND.std().clamp(min=torch.finfo().tiny))

@@ -19,7 +19,7 @@ from torch.nn.functional import dropout as drop
 
 from llm_arch.backbones.model_vectors import model_vectors, names_a_model
 from llm_arch.backbones.output_head import Checkpoint, fitted, head_weights
-from llm_arch.backbones.vectors import WordVectors, read_vectors, vocabulary_size
+from llm_arch.backbones.vectors import DRAWN_STD, WordVectors, read_vectors, vocabulary_size
 from llm_arch.backbones.vocabulary import PLACEHOLDER, new_rows, not_sized
 from llm_arch.data.tokenizers import load_tokenizer
 from llm_arch.types import Backbone, Batch, UserError
@@ -27,8 +27,6 @@ from llm_arch.untrusted import check_shapes, read_json
 
 CONFIG = "backbone.json"  # a config.json would make transformers warn of a model type that it does not know
 WEIGHTS = "backbone.safetensors"
-
-_STD = 0.1  # of embeddings that were not given
 
 
 class ScratchBackbone(Backbone):
@@ -79,7 +77,7 @@ class ScratchBackbone(Backbone):
         self.dropout = _probability(dropout)
         with torch.no_grad():
             # Tokens without vector are as large as those with one (Kim 2014).
-            std = _STD if found is None else float(found.values_NE.std())
+            std = DRAWN_STD if found is None else float(found.values_NE.std())
             self.words.weight.normal_(std=std)
             if found is not None:
                 self.words.weight[found.rows_N] = found.values_NE
@@ -99,7 +97,7 @@ class ScratchBackbone(Backbone):
         if not self._sized:
             at_least_one(vocabulary_size=vocabulary)
             self.words, self._sized = nn.Embedding(vocabulary, self.embedding_size), True
-            nn.init.normal_(self.words.weight, std=_STD)
+            nn.init.normal_(self.words.weight, std=DRAWN_STD)
         elif vocabulary > len(old_VE):
             rows = torch.cat([old_VE.detach(), new_rows(old_VE, vocabulary - len(old_VE))])
             self.words = nn.Embedding.from_pretrained(rows, freeze=not old_VE.requires_grad)

@@ -21,6 +21,9 @@ _WORD_START = "Ġ▁"  # byte-level BPE and SentencePiece mark where a word begi
 _CONTINUATION = "##"  # WordPiece marks where none does
 
 
+DRAWN_STD = 0.1  # of embeddings that were not given
+
+
 class WordVectors(NamedTuple):
     """The vectors of a file that belong to tokens.
 

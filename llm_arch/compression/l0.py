@@ -117,7 +117,7 @@ class LearnedGates(nn.Module):
         """
         sizes_L = torch.stack(
             [
-                _price(self.of_heads, heads.open().sum()) + _price(self.of_neurons, neurons.open().sum())  # type: ignore
+                _price(self.of_heads, heads.open().sum()) + _price(self.of_neurons, neurons.open().sum())  # type: ignore[arg-type, operator]
                 for heads, neurons in zip(self.heads, self.neurons, strict=True)
             ]
         )
@@ -158,7 +158,7 @@ class LearnedGates(nn.Module):
                 f"a model at {size:.3g} of its cost can't be reached: one layer with a head or {multiple} neurons has "
                 f"{smallest:.3g} of it; take a smaller target"
             )
-        heads, neurons = ([gate.log_alpha.detach().cpu() for gate in kind] for kind in (self.heads, self.neurons))  # type: ignore
+        heads, neurons = ([gate.log_alpha.detach().cpu() for gate in kind] for kind in (self.heads, self.neurons))  # type: ignore[operator]
         scores = Scores(heads, neurons, self.layers.log_alpha.detach().cpu())
         groups = [group.clone() for group in (*heads, *neurons, scores.layers)]
         layer = int(groups[-1].argmax())
