@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,6 +58,29 @@ class Columns(Dataset[dict[str, Any]]):
         epoch = getattr(indices, "epoch", 0)
         places = indices if self.chosen is None else RowNumbers(self.chosen[indices].tolist(), epoch)
         return {**self.rows[places], "index": indices, "epoch": epoch}
+
+
+@dataclass(frozen=True)
+class Collating:
+    """Columns → batch by a method of a data module, which goes to loader processes without its trainer's model.
+
+    Args:
+        data: the module.
+        method: takes the module and the columns.
+    """
+
+    data: Any
+    method: Callable[..., Batch]
+
+    def __call__(self, columns: Any) -> Batch:
+        """The batch."""
+        return self.method(self.data, columns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy for another process."""
+        alone = copy.copy(self.data)
+        alone.trainer = None
+        return Collating, (alone, self.method)
 
 
 class PlannedBatches(Sampler[list[int]]):

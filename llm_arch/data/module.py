@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from llm_arch.data.batching import Cut, Indices, Plan, TrainingPlan, evaluation_plan, longest_first, padding_share
 from llm_arch.data.collate import make_batch
-from llm_arch.data.loader import Columns, Loader, PlannedBatches
+from llm_arch.data.loader import Collating, Columns, Loader, PlannedBatches
 from llm_arch.data.masked_rows import MaskedRows
 from llm_arch.data.sources import with_splits
 from llm_arch.data.splits import Split
@@ -29,29 +27,6 @@ from llm_arch.types import Batch, LabelSpace, UserError
 # Fewer batches are made before the processes that would make them have started.
 _WORTH_WORKERS = 50
 _NOT_RECORDED = {"train", "validation", "test", "transfer", "predict", "tokenizer", "cache_dir", "num_workers"}
-
-
-@dataclass(frozen=True)
-class Collating:
-    """Columns → batch by a method of a data module, which goes to loader processes without its trainer's model.
-
-    Args:
-        data: the module.
-        method: takes the module and the columns.
-    """
-
-    data: DataModule
-    method: Callable[..., Batch]
-
-    def __call__(self, columns: Any) -> Batch:
-        """The batch."""
-        return self.method(self.data, columns)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy for another process."""
-        alone = copy.copy(self.data)
-        alone.trainer = None
-        return Collating, (alone, self.method)
 
 
 class DataModule(SplitRows, L.LightningDataModule):

@@ -223,6 +223,14 @@ def flash_stand_in(calls: list[dict[str, Any]]) -> Any:
     return attend
 
 
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Let the stand-in attend; returns where it notes what it is told."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_stand_in(calls))
+    monkeypatch.setattr(packed, "_varlen_serves", lambda query: True)
+    return calls
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("kv", [1, 2])
@@ -234,9 +242,7 @@ def test_the_flash_kernel_is_told_what_gives_the_padded_result(
     q, k, v = inputs(sum(lengths), 2, kv)
     arguments = {"is_causal": causal, "sliding_window": window, "scaling": scaling, "packed": PackedMap(flat(lengths))}
     padded, _ = packed_attention(Layer(), q, k, v, None, **arguments)
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_stand_in(calls))
-    monkeypatch.setattr(packed, "_varlen_serves", lambda query: True)
+    calls = as_on_a_gpu(monkeypatch)
     with torch.no_grad():
         out, _ = packed_attention(Layer(), q, k, v, None, **arguments)
         packed_attention(Layer(), q, k, v, None, **arguments, dropout=0.1)
@@ -265,9 +271,7 @@ def test_what_is_short_from_somewhere_on_is_a_call_of_its_own(
     q, k, v = inputs(sum(lengths), 2, kv)
     arguments: dict[str, Any] = {"is_causal": True, "packed": PackedMap(flat(lengths))}
     padded, _ = packed_attention(Layer(), q, k, v, None, **arguments)
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_stand_in(calls))
-    monkeypatch.setattr(packed, "_varlen_serves", lambda query: True)
+    calls = as_on_a_gpu(monkeypatch)
     with torch.no_grad():
         out, _ = packed_attention(Layer(), q, k, v, None, **arguments)
     assert [call["max"] for call in calls] == [(one, one) for one in longest]
