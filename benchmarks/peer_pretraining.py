@@ -100,8 +100,8 @@ def train_masked(
         recipe: how to train.
         held_out: batches of ours to measure the loss on afterwards, or None.
         **arguments: further `TrainingArguments`; `skip`, a number of steps before those that are timed; and
-            `accumulation`, in how many parts a batch is computed, each padded to its own longest row; and `turn`, a
-            lock that is held while it trains.
+            `accumulation`, in how many parts a batch is computed, each padded to its own longest row; and `turn`, which
+            is taken before it trains.
     """
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
     rows = (masked_blocks if kind == "blocks" else masked_rows)(texts_of(train), tokenizer, recipe.length)
@@ -224,7 +224,7 @@ def _train(
             trainer.train()
         losses, predicted = [float(loss) for loss in curve.losses], [int(count) for count in curve.predicted]
         counted = trainer.counted[skip * accumulation :]
-        trained, tokens = (sum(counts) for counts in zip(*counted, strict=True))
+        trained, tokens = (int(sum(counts)) for counts in zip(*counted, strict=True))
         found = Run(
             clock.cpu_seconds, clock.seconds, tokens, losses, predicted, notes={"rows": trained, "batch": batch}
         )
@@ -236,12 +236,13 @@ class _Counting(Trainer):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        self.counted: list[tuple[int, int]] = []
+        self.counted: list[tuple[int, int | torch.Tensor]] = []
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **further: Any) -> torch.Tensor:
         """Count, and go on."""
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        self.counted.append((len(ids), ids.numel() if mask is None else int(mask.sum())))
+        # As a tensor: a number would have to be waited for on a GPU.
+        self.counted.append((len(ids), ids.numel() if mask is None else mask.sum()))
         return super().training_step(model, inputs, *more, **further)
 
 

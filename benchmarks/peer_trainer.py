@@ -192,7 +192,7 @@ class TrainerClock(TrainerCallback):
 
     Args:
         skip: steps at its beginning that are not timed.
-        turn: a lock that is held from the first step to the last.
+        turn: a `benchmarks.turns.Turn`, taken before the first step and given back after the last.
 
     Attributes:
         seconds: wall-clock seconds.
@@ -207,7 +207,7 @@ class TrainerClock(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clocks: model, optimizer and data loader are ready."""
         if self.turn is not None and state.global_step == 0:
-            self.turn.acquire()
+            self.turn.take()
         wait_for_device()
         self._start = time.perf_counter(), time.process_time()
 
@@ -222,7 +222,7 @@ class TrainerClock(TrainerCallback):
         self.seconds = time.perf_counter() - self._start[0]
         self.cpu_seconds = time.process_time() - self._start[1]
         if self.turn is not None:
-            self.turn.release()
+            self.turn.give_back()
 
 
 @contextmanager

@@ -8,6 +8,7 @@
     python -m benchmarks.pretrain transfer       pretrained, then fine-tuned, against random weights
     python -m benchmarks.pretrain gpu            tokens/s and share of the GPU's speed
     python -m benchmarks.pretrain profile        where the time of a step goes on a GPU
+    python -m benchmarks.pretrain attention      our attention kernel beside others
 
 What follows the part is for it: `python -m benchmarks.pretrain mlm --help`.
 """

@@ -7,8 +7,8 @@ Documents of mixed lengths: the blocks between blank lines, or whole files cut a
 the Trainer pads batches of like lengths, computed in parts, since the longest would not fit into memory otherwise.
 Utilisation is the floating-point operations the task needs (matrix products and attention within documents, forward
 and backward; output scores only where a token is predicted) by what a product of large bf16 matrices reaches on the
-same device. Each run is a process of its own. All of them get ready side by side, and train one after another;
-compiled ones compile first.
+same device. Each run is a process of its own. All of them get ready side by side, compiled ones compile, and then they
+train one after another.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from benchmarks.corpora import wordpiece_directory as wordpiece
 from benchmarks.measure import wait_for_device, write_results
 from benchmarks.peer_pretraining import train_causal, train_masked
 from benchmarks.pretraining import BERT_MINI, Recipe, Run, gpt
+from benchmarks.turns import Turn, Turns
 from llm_arch.cli.quiet import quiet
 
 MODELS = ("bert-base", "gpt2-124m")
@@ -63,6 +64,7 @@ CASES = [
 ]
 TARGETS = {"mfu": 0.45, "Trainer": 2.0}
 _GEMM = 8192
+_AGAIN = 3  # steps that are not timed after another run's: memory has to be asked for anew
 
 
 def config_of(model: str, tiny: bool) -> dict[str, Any]:
@@ -78,38 +80,38 @@ class DeviceClock(L.Callback):
 
     Args:
         skip: steps that are not timed: kernels are chosen and compiled in them.
-        turn: a lock that is held while the others are timed, and what a product of large matrices reaches measured.
-        first: whether it is held from the first step on.
+        turn: taken before the first step, or where it compiles, after those; then a few more are not timed.
     """
 
-    def __init__(self, skip: int, turn: Turn, first: bool) -> None:
-        self.skip, self.turn, self.first = skip, turn, first
+    def __init__(self, skip: int, turn: Turn) -> None:
+        self.turn, self.compiled = turn, skip if turn.compiling else 0
+        self.start = self.compiled + (_AGAIN if turn.compiling else skip)
         self.lengths: list[torch.Tensor] = []
         self.predicted = 0
         self.seconds = self.peak = 0.0
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Wait for this run's turn, unless it compiles before."""
-        if self.first:
-            self.turn.acquire()
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Start the clock once warm, then note what each step does."""
-        if batch_idx >= self.skip:
-            self.lengths.append(batch.lengths)
-            self.predicted += len(batch.labels["targets"])
-        if batch_idx == self.skip - 1:
-            if not self.first:
-                self.turn.acquire()
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Wait for this run's turn; start the clock once warm."""
+        if batch_idx == self.compiled:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # others are at work meanwhile
+            self.turn.take()
             self.peak = peak_flops()
+        if batch_idx == self.start:
             wait_for_device()
             self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note what a step does."""
+        if batch_idx >= self.start:
+            self.lengths.append(batch.lengths)
+            self.predicted += len(batch.labels["targets"])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop."""
         wait_for_device()
         self.seconds = time.perf_counter() - self._start
-        self.turn.release()
+        self.turn.give_back()
 
 
 def flops(config: dict[str, Any], clock: DeviceClock) -> float:
@@ -139,35 +141,13 @@ def peak_flops() -> float:
     return 2.0 * _GEMM**3 / median(seconds[10:])
 
 
-class Turn:
-    """A lock that is let go when its run fails, too.
-
-    Args:
-        lock: what all runs share.
-    """
-
-    def __init__(self, lock: Any) -> None:
-        self.lock, self.held = lock, False
-
-    def acquire(self) -> None:
-        """Wait until no other run is timed."""
-        self.lock.acquire()
-        self.held = True
-
-    def release(self) -> None:
-        """Let the next one."""
-        if self.held:
-            self.held = False
-            self.lock.release()
-
-
-def run(case: Case, corpus: Corpus, recipe: Recipe, options: argparse.Namespace, cache: Path, lock: Any) -> Run:
+def run(case: Case, corpus: Corpus, recipe: Recipe, options: argparse.Namespace, cache: Path, turns: Turns) -> Run:
     """One run of one side, in a process of its own."""
-    turn = Turn(lock)
+    turn = turns.mine(case.compiled)
     try:
         return _run(case, corpus, recipe, options, cache, turn)
     finally:
-        turn.release()
+        turn.give_back()
 
 
 def _run(case: Case, corpus: Corpus, recipe: Recipe, options: argparse.Namespace, cache: Path, turn: Turn) -> Run:
@@ -184,9 +164,9 @@ def _run(case: Case, corpus: Corpus, recipe: Recipe, options: argparse.Namespace
         return replace(done, notes={**done.notes, "memory_gb": _memory()})
     from benchmarks.own_pretraining import CAUSAL, MASKED, data_of, fit
 
-    objective, clock = CAUSAL if case.causal else MASKED, DeviceClock(options.skip, turn, first=not case.compiled)
+    objective, clock = CAUSAL if case.causal else MASKED, DeviceClock(options.skip, turn)
     data = data_of(objective, corpus, recipe, cache, num_workers=2 if on_gpu else 0)  # as a longer run has them
-    whole = replace(recipe, steps=(recipe.steps or 1) + options.skip)
+    whole = replace(recipe, steps=(recipe.steps or 1) + clock.start)
     done, _, _ = fit(objective, data, config, whole, compiled=case.compiled and on_gpu, callbacks=[clock])
     tokens = sum(int(lengths_B.sum()) - objective.special * len(lengths_B) for lengths_B in clock.lengths)
     mfu = flops(config, clock) / clock.seconds / clock.peak if clock.peak else 0.0
@@ -203,8 +183,9 @@ def write(found: dict[Case, Run], options: argparse.Namespace, device: str) -> N
     lines = ["| model | documents | tokens in one | who | tokens/s | utilisation | ours / Trainer | memory, GB |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for case, one in sorted(found.items(), key=lambda pair: list(CASES).index(pair[0])):
-        peer = found.get(replace(case, who="Trainer"))
-        ratio = f"{one.tokens / one.seconds / (peer.tokens / peer.seconds):.2f}" if peer and case.who == "ours" else ""
+        peers = [replace(case, who="Trainer", compiled=compiled) for compiled in (False, True)]
+        theirs = max((found[peer].tokens / found[peer].seconds for peer in peers if peer in found), default=None)
+        ratio = f"{one.tokens / one.seconds / theirs:.2f}" if theirs and case.who == "ours" else ""
         used = f"{100 * one.notes['mfu']:.1f} %" if case.who == "ours" else ""
         who = case.who + (", compiled" if case.compiled else "")
         lines.append(
@@ -218,8 +199,9 @@ def write(found: dict[Case, Run], options: argparse.Namespace, device: str) -> N
         f"between blank lines, or files, of {options.corpus}, cut at 512 tokens (BERT) and 1,024 (GPT-2). "
         f"{options.steps} steps of about {options.batch_tokens:,} tokens after {options.skip} that are not timed; the "
         f"Trainer's batches hold rows of like length and are computed in {options.accumulation} parts (BERT) and "
-        f"{2 * options.accumulation} (GPT-2). bf16 autocast, wall-clock time, one run each. Targets: utilisation "
-        f"{100 * TARGETS['mfu']:.0f} %, {TARGETS['Trainer']} times the Trainer.",
+        f"{2 * options.accumulation} (GPT-2). bf16 autocast, wall-clock time, one run each; the ratio is to the "
+        f"faster of the Trainer's. Targets: utilisation {100 * TARGETS['mfu']:.0f} %, "
+        f"{TARGETS['Trainer']} times the Trainer.",
     ]
     payload = [{**asdict(case), "run": one.summary()} for case, one in found.items()]
     given = {key: value for key, value in vars(options).items() if key != "mean"}
@@ -273,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.skip = max(1, options.skip)
     # The steps of a run must lie within one pass; more than that makes up for documents that are cut.
-    options.tokens = options.tokens or (options.steps + options.skip) * options.batch_tokens * 5 // 4
+    options.tokens = options.tokens or (options.steps + options.skip + _AGAIN) * options.batch_tokens * 5 // 4
     if not torch.cuda.is_available() and not options.tiny:
         raise SystemExit("this machine has no CUDA device: nothing was measured. Run it on one that has (or --tiny).")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)"
@@ -287,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     found: dict[Case, Run] = {}
     spawn = get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch, spawn.Manager() as manager:
-        folder, lock = Path(options.corpora or scratch), manager.Lock()
+        folder, turns = Path(options.corpora or scratch), Turns(manager, sum(case.compiled for case in cases))
         longest = {model: 512 if model == "bert-base" else 1024 for model in options.models}
         corpora = {(c.model, c.unit): corpus_of(c.model, c.unit, folder, options) for c in cases}
         options.mean = {key: mean_length(corpus, longest[key[0]]) for key, corpus in corpora.items()}
@@ -296,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
             for number, case in enumerate(cases):
                 recipe = Recipe(options.batch_tokens, longest[case.model], 3e-4, steps=options.steps, bf16=True)
                 cache = Path(scratch) / f"cache{number}"
-                given = (case, corpora[case.model, case.unit], recipe, options, cache, lock)
+                given = (case, corpora[case.model, case.unit], recipe, options, cache, turns)
                 running[pool.submit(run, *given)] = case
             for one in as_completed(running):
                 case = running[one]

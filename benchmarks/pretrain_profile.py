@@ -29,7 +29,7 @@ from llm_arch.cli.quiet import quiet
 WARM, TIMED, TRACED = 7, 21, 3
 # Names of kernels, the first that fits.
 KINDS = {
-    "attention": "flash|fmha",
+    "attention": "flash|fmha|attention",
     "matrix products": "nvjet|cublas|cutlass|gemm",
     "loss over the vocabulary": "logsumex|slice_sum|SoftMaxForward",
     "optimizer and norm": "multi_tensor|reduce_kernel",
@@ -40,9 +40,14 @@ KINDS = {
 
 
 class Look(L.Callback):
-    """Times and traces steps; `lengths` and `predicted` are what `flops` reads."""
+    """Times and traces steps; `lengths` and `predicted` are what `flops` reads.
 
-    def __init__(self) -> None:
+    Args:
+        trace: file to write the trace to, or None.
+    """
+
+    def __init__(self, trace: Path | None) -> None:
+        self.trace = trace
         self.lengths: list[torch.Tensor] = []
         self.predicted = 0
         self.seconds = self.traced = 0.0
@@ -63,6 +68,8 @@ class Look(L.Callback):
             wait_for_device()
             self.traced = (time.perf_counter() - self._start) / TRACED
             self._trace.__exit__(None, None, None)
+            if self.trace is not None:
+                self._trace.export_chrome_trace(str(self.trace))
             for event in self._trace.key_averages():
                 if not event.key.startswith("Optimizer.step"):  # a span over kernels that are there by themselves
                     kind = next(kind for kind, names in KINDS.items() if re.search(names, event.key))
@@ -80,7 +87,8 @@ def run(model: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]
     """One model."""
     quiet()
     set_start_method("fork", force=True)  # of loader processes: others import torch anew
-    look, peak, causal = Look(), peak_flops(), model == "gpt2-124m"
+    trace = Path(options.traces) / f"{model}.json.gz" if options.traces else None
+    look, peak, causal = Look(trace), peak_flops(), model == "gpt2-124m"
     config, objective = config_of(model, tiny=False), CAUSAL if causal else MASKED
     steps = WARM + TIMED + TRACED + 1
     recipe = Recipe(options.batch_tokens, 1024 if causal else 512, 3e-4, steps=steps, bf16=True)
@@ -135,6 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--unit", choices=("block", "file"), default="block")
     parser.add_argument("--batch-tokens", type=int, default=65536)
+    parser.add_argument("--traces", help="folder to write traces to, for chrome://tracing (default: none are kept)")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args(arguments)
     options.tiny, options.tokens = False, (WARM + TIMED + TRACED + 1) * options.batch_tokens * 5 // 4

@@ -1,8 +1,11 @@
-"""Dropout whose random numbers are cheap on a CPU.
+"""Dropout whose random numbers are cheap, on a CPU and in compiled models.
 
-torch draws one Bernoulli number an element there, a fifth of a training step on short texts. Here one 64-bit draw
+torch draws one Bernoulli number an element on a CPU, a fifth of a training step on short texts. Here one 64-bit draw
 serves four elements: each is kept when its 16 bits stay below a threshold, so a keep probability is a multiple of
 2⁻¹⁶ (0.1 becomes 0.100006), and the scale is the inverse of that very number.
+
+A compiled model joins dropout with what stands around it, and is held up by the ten rounds that torch draws each number
+in. There the numbers are a hash of the element's place and of two random seeds a call.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout as torch_dropout
 
 _STEPS = 2**16
+# As signed numbers: 2³² by the golden ratio, and a factor of MurmurHash3's finalizer.
+_GOLDEN, _MURMUR = 0x9E3779B9 - 2**32, 0xC2B2AE35 - 2**32
 # Zeroing is a bitwise "and" of equally wide integers: a quarter of the time of a product with zeros and ones.
 _BITS = {
     torch.bfloat16: torch.int16,
@@ -69,10 +74,34 @@ class _Dropout(torch.autograd.Function):
         return apply_mask(gradients[0], mask).mul_(1 / ctx.keep), None
 
 
+def hashed_mask(shape: torch.Size | tuple[int, ...], drawn: Tensor, probability: float) -> Tensor:
+    """Which elements are kept, in operations that a compiler joins with others: splitmix, its factor seeded, too.
+
+    Args:
+        shape: of the elements.
+        drawn: (2,) in [0, 1), float32; equal ones give equal masks.
+        probability: of being dropped, in (0, 1).
+
+    Returns:
+        bool.
+    """
+    seeds = (drawn * 2**24).to(torch.int32) * _GOLDEN  # all 24 bits that float32 has, and the upper ones by them
+    places = torch.arange(math.prod(shape), dtype=torch.int32, device=drawn.device).view(shape)
+    bits = (places ^ seeds[0]) * _GOLDEN
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (seeds[1] | 1)
+    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * _MURMUR
+    bits = bits ^ ((bits >> 16) & 0xFFFF)
+    return bits >= min(round(probability * 2**32), 2**32 - 1) - 2**31
+
+
 def drop(values: Tensor, probability: float) -> Tensor:
-    """The values, each zeroed with this probability in [0, 1] and else scaled, cheaply on a CPU."""
+    """The values, each zeroed with this probability in [0, 1] and else scaled, cheaply on a CPU and where compiled."""
     if probability == 0:
         return values
+    if torch.compiler.is_compiling() and values.device.type == "cuda" and probability < 1:
+        # Not integers: the compiler would draw those anew for every element.
+        kept = hashed_mask(values.shape, torch.rand(2, device=values.device), probability)
+        return torch.where(kept, values * (1 / (1 - probability)), 0)
     if probability == 1 or values.device.type != "cpu" or values.dtype not in _BITS:
         return torch_dropout(values, probability, True)
     dropped: Tensor = _Dropout.apply(values, probability)

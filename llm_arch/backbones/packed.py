@@ -2,7 +2,7 @@
 
 transformers calls one attention function for every model; registering ours there makes any of them padding-free
 without model code of our own. On CPU sequences are padded inside the attention call only, in groups of like length; on
-CUDA in half precision the variable-length flash kernel needs no padding at all.
+CUDA in half precision nothing is (`varlen`).
 
 Legend: T tokens, B sequences, L longest sequence, H heads, K key/value heads, d head size.
 """
@@ -19,8 +19,8 @@ from transformers import AttentionInterface
 
 from llm_arch import fillers
 from llm_arch.backbones.grouped import LengthGroups, attention_mask, evaluation_attention, training_attention
+from llm_arch.backbones.varlen import has_own_kernel, varlen_attention, varlen_serves
 from llm_arch.types import Batch
-from llm_arch.types.batch import SHORT
 
 NAME = "llm_arch_packed"
 # Beyond this length a kernel that does not keep the weights (H·L² numbers) is worth its slower backward pass.
@@ -43,6 +43,7 @@ class PackedMap:
         self.ragged = self.size * self.longest != len(batch.input_ids)
         ends_B = batch.lengths.cumsum(0)
         self.borders = torch.cat([ends_B.new_zeros(1), ends_B]).to(torch.int32)
+        self.own_kernel = self.borders.is_cuda and has_own_kernel()  # asked here, outside of what may be compiled
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
         self._groups: dict[tuple[int, bool, int | None, torch.dtype], LengthGroups] = {}
 
@@ -178,8 +179,8 @@ def _attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     query_THd, key_TKd, value_TKd = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
 
-    if _varlen_serves(query):
-        return _varlen(query_THd, key_TKd, value_TKd, packed, causal, sliding_window, scaling, dropout)
+    if varlen_serves(query):
+        return varlen_attention(query_THd, key_TKd, value_TKd, packed, causal, sliding_window, scaling, dropout)
 
     groups = query_THd.shape[1] // key_TKd.shape[1]
     if groups > 1:
@@ -204,51 +205,6 @@ def _attention(
         scale=scaling,
     )
     return packed.unpad(out_BHLd.transpose(1, 2))
-
-
-def _varlen_serves(query: Tensor) -> bool:
-    # The flash kernel knows half precision only.
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
-
-
-def _varlen(
-    query_THd: Tensor,
-    key_TKd: Tensor,
-    value_TKd: Tensor,
-    packed: PackedMap,
-    causal: bool,
-    window: int | None,
-    scaling: float | None,
-    dropout: float,
-) -> Tensor:
-    reach = -1 if window is None else window - 1
-
-    def attend(parts: tuple[Tensor, Tensor, Tensor], borders: Tensor, longest: int) -> Tensor:
-        # What torch.nn.attention.varlen calls, which passes no dropout on.
-        out_THd: Tensor = torch.ops.aten._flash_attention_forward(
-            *(part.contiguous() for part in parts),
-            borders,
-            borders,
-            longest,
-            longest,
-            dropout,
-            causal and window is None,
-            False,
-            scale=scaling,
-            window_size_left=reach,
-            window_size_right=0 if causal else reach,
-        )[0]
-        return out_THd
-
-    whole = query_THd, key_TKd, value_TKd
-    first, tokens = packed.short_from
-    if first == 0 or first == packed.size:
-        return attend(whole, packed.borders, packed.longest)
-    # The kernel starts blocks for the longest sequence in each of them: most of their time where few are long.
-    long, short = zip(*(part.split([tokens, packed.tokens - tokens]) for part in whole), strict=True)
-    borders = packed.borders
-    parts = [attend(long, borders[: first + 1], packed.longest), attend(short, borders[first:] - tokens, SHORT)]
-    return torch.cat(parts)
 
 
 # No mask function is registered beside it: transformers then builds no mask and passes None.

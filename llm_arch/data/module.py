@@ -253,6 +253,7 @@ class DataModule(SplitRows, L.LightningDataModule):
             batch_sampler=batches,
             collate_fn=Collating(self, collate or partial(type(self).collate, labelled=split.name != "predict")),
             num_workers=self._workers(len(batches)),
+            pin_memory=self._on_gpu,  # else a copy waits for the step before, and the GPU for the next one's start
         )
 
     def _workers(self, batches: int) -> int:

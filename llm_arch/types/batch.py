@@ -5,7 +5,7 @@ Legend: T tokens of the batch, B sequences, R rows, W words, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -39,7 +39,10 @@ class Words:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Words:
         """The same words on another device."""
-        return Words(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+        return self._with(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def _with(self, move: Callable[[Tensor], Tensor]) -> Words:
+        return Words(*(move(getattr(self, f.name)) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,17 @@ class Batch:
         """The same batch on another device; itself where it is there already."""
         if self.input_ids.device == torch.device(device):
             return self
+        return self._with(lambda value: value.to(device, non_blocking=non_blocking))
 
-        def move(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=non_blocking)
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU copies from by itself; loaders call this."""
+        return self._with(Tensor.pin_memory)
 
+    def _with(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch, its tensors moved."""
         tensors: dict[str, Any] = {k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        words = self.words.to(device, non_blocking) if self.words is not None else None
-        source = self.source.to(device, non_blocking) if self.source is not None else None
+        words = self.words._with(move) if self.words is not None else None
+        source = self.source._with(move) if self.source is not None else None
         labels = {k: move(v) for k, v in self.labels.items()}
         moved = replace(self, **tensors, labels=labels, words=words, source=source)
         if self.size and self.lengths.device.type == "cpu":

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from llm_arch.backbones.dropout import Dropout, keep_share, random_mask, replace_dropout
+from llm_arch.backbones.dropout import Dropout, hashed_mask, keep_share, random_mask, replace_dropout
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -92,3 +92,46 @@ def test_every_plain_dropout_of_a_model_is_replaced() -> None:
     assert (type(a), a.p, a.training) == (Dropout, 0.2, True)
     assert (type(b), b.p, b.training) == (Dropout, 0.4, False)
     assert type(c) is Own
+
+
+# The mask of compiled models
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
+def test_a_hashed_mask_keeps_the_right_share_independently(p: float) -> None:
+    """Of all, of each column and row, of neighbours, and of the same place in two masks: as independent draws would."""
+    torch.manual_seed(0)
+    shape = (2000, 1, 768)
+    one, two = (hashed_mask(shape, torch.rand(2), p).double() for _ in range(2))
+    pairs = [(one, two), (one[1:], one[:-1]), (one[..., 1:], one[..., :-1]), (one[..., 64:], one[..., :-64])]
+    for first, second in pairs:
+        spread = math.sqrt(1 / first.numel())
+        correlation = float(((first - (1 - p)) * (second - (1 - p))).mean()) / (p * (1 - p))
+        assert abs(correlation) < 4.5 * spread
+    for over in ((0, 1), (1, 2), (0, 1, 2)):
+        count = one.numel() / one.mean(over).numel()
+        z = (one.mean(over) - (1 - p)) / math.sqrt(p * (1 - p) / count)
+        assert float(z.abs().max()) < 5.5
+        assert z.numel() == 1 or 0.85 < float(z.std()) < 1.15
+
+
+def test_a_hashed_mask_is_a_function_of_what_was_drawn() -> None:
+    drawn = torch.rand(2)
+    assert torch.equal(hashed_mask((50, 8), drawn, 0.3), hashed_mask((50, 8), drawn, 0.3))
+    for place in range(2):
+        other = drawn.clone()
+        other[place] = (float(other[place]) + 2**-24) % 1
+        assert not torch.equal(hashed_mask((50, 8), drawn, 0.3), hashed_mask((50, 8), other, 0.3))
+
+
+def test_a_hashed_mask_is_splitmix_in_unsigned_numbers() -> None:
+    drawn, p, wide = torch.tensor([0.3, 0.7]), 0.4, 2**32
+    seeds = [int(x * 2**24) * 0x9E3779B9 % wide for x in drawn.tolist()]
+    expected = []
+    for place in range(300):
+        bits = (place ^ seeds[0]) * 0x9E3779B9 % wide
+        bits = (bits ^ (bits >> 16)) * (seeds[1] | 1) % wide
+        bits = (bits ^ (bits >> 13)) * 0xC2B2AE35 % wide
+        signed = ((bits ^ (bits >> 16)) + 2**31) % wide - 2**31
+        expected.append(signed >= round(p * wide) - 2**31)
+    assert hashed_mask((300,), drawn, p).tolist() == expected

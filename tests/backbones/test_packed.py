@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llm_arch.backbones import packed
+from llm_arch.backbones import packed, varlen
 from llm_arch.backbones.packed import PackedMap, packed_attention
 from llm_arch.data.collate import make_batch
 from llm_arch.types import Batch
@@ -227,7 +227,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Let the stand-in attend; returns where it notes what it is told."""
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_stand_in(calls))
-    monkeypatch.setattr(packed, "_varlen_serves", lambda query: True)
+    monkeypatch.setattr(packed, "varlen_serves", lambda query: True)
     return calls
 
 
@@ -267,7 +267,7 @@ def test_what_is_short_from_somewhere_on_is_a_call_of_its_own(
     monkeypatch: pytest.MonkeyPatch, lengths: list[int], longest: list[int], kv: int
 ) -> None:
     monkeypatch.setattr(batch_module, "SHORT", 4)
-    monkeypatch.setattr(packed, "SHORT", 4)
+    monkeypatch.setattr(varlen, "SHORT", 4)
     q, k, v = inputs(sum(lengths), 2, kv)
     arguments: dict[str, Any] = {"is_causal": True, "packed": PackedMap(flat(lengths))}
     padded, _ = packed_attention(Layer(), q, k, v, None, **arguments)
@@ -310,7 +310,7 @@ class FakeQuery:
     ],
 )
 def test_the_flash_kernel_serves_half_precision_on_cuda(query: Any, serves: bool) -> None:
-    assert packed._varlen_serves(query) is serves
+    assert varlen.varlen_serves(query) is serves
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -335,6 +335,48 @@ def test_query_and_key_follow_the_value_to_half_precision(dropout: float, grad: 
 
 
 def test_on_cpu_the_kernel_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_varlen", lambda *a: pytest.fail("the CUDA kernel on CPU"))
+    monkeypatch.setattr(packed, "varlen_attention", lambda *a: pytest.fail("the CUDA kernel on CPU"))
     q, k, v = (x.detach().bfloat16() for x in inputs(3))
     packed_attention(Layer(), q, k, v, None, packed=PackedMap(flat([2, 1])))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kv", "size", "window", "expected"),
+    [
+        ([9, 6, 4, 1, 2], 2, 16, None, ([9, 6], [4, 1, 2])),
+        ([4, 1, 3], 2, 16, None, ([], [4, 1, 3])),
+        ([4, 9], 2, 16, None, ([4, 9], [])),
+        ([9, 4, 1], 2, 16, 4, ([9], [4, 1])),  # a window that reaches over all that is short
+        ([9, 4, 1], 2, 16, 3, ([9, 4, 1], [])),
+        ([9, 4, 1], 1, 16, None, ([9, 4, 1], [])),  # fewer heads of keys
+        ([9, 4, 1], 2, 12, None, ([9, 4, 1], [])),
+    ],
+)
+def test_what_our_own_kernel_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+    lengths: list[int],
+    kv: int,
+    size: int,
+    window: int | None,
+    expected: tuple[list[int], list[int]],
+) -> None:
+    """Short sequences, where it knows their heads and their window; the flash kernel all others."""
+    monkeypatch.setattr(batch_module, "SHORT", 4)
+    monkeypatch.setattr(varlen, "SHORT", 4)
+    monkeypatch.setattr(packed, "varlen_serves", lambda query: True)
+    given: dict[str, list[int]] = {"_flash": [], "_own": []}
+    for name in given:
+
+        def attend(parts: Any, borders: Any, longest: int, rule: Any, name: str = name) -> Any:
+            given[name] += borders.diff().tolist()
+            assert borders[-1] == len(parts[0])
+            return parts[0]
+
+        monkeypatch.setattr(varlen, name, attend)
+    total = sum(lengths)
+    q, k, v = (torch.randn(1, heads, total, size) for heads in (2, kv, kv))
+    where = PackedMap(flat(lengths))
+    where.own_kernel = True
+    out, _ = packed_attention(Layer(), q, k, v, None, sliding_window=window, packed=where)
+    assert torch.equal(out[0], q[0].transpose(0, 1))
+    assert (given["_flash"], given["_own"]) == expected

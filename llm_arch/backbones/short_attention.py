@@ -1,0 +1,216 @@
+"""Attention of many short sequences on a GPU, forward and backward in one kernel each.
+
+The tiles of flash kernels are made for long sequences: one of 50 tokens fills a sixth of them. Here a whole sequence is
+a tile of 32, 64 or 128 keys, so that a row of weights is there at once: nothing is kept for the backward pass, which
+makes the weights again and needs no sums over parts. Dropout draws per weight by a hash of (seed, token, head, key).
+
+Needs Triton, which torch brings along on Linux with CUDA: `varlen` imports this where it is there.
+
+Legend: T tokens, B sequences, H heads, d head size; N keys and M queries of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llm_arch.types.batch import SHORT
+
+# Keys and queries of a tile, and warps that share it: what was fastest on an H200. A kernel is started once for each,
+# over all sequences, and leaves those alone that another tile fits: which are which is known on the device only.
+_FORWARD = ((32, 32, 2), (64, 64, 4), (SHORT, 64, 4))
+_BACKWARD = ((32, 32, 4), (64, 64, 4), (SHORT, 32, 8))
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _mixed(x):
+    # The finalizer of MurmurHash3: each bit of the input changes half of the output's.
+    x = (x ^ (x >> 16)) * 0x85EBCA6B
+    x = (x ^ (x >> 13)) * 0xC2B2AE35
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _kept(SEED, cells_M, keys_N, threshold):
+    """(M, N) which weights dropout keeps: of each cell, a token and head, a splitmix stream over the keys."""
+    seed = tl.load(SEED)
+    low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    streams_M = _mixed(_mixed(cells_M.to(tl.uint32) * 0x9E3779B9 + low) ^ high)
+    drawn_MN = _mixed(streams_M[:, None] + keys_N.to(tl.uint32)[None, :] * 0x9E3779B9)
+    return drawn_MN >= threshold
+
+
+@triton.jit
+def _read(START, rows, stride, length, D: tl.constexpr):
+    """(rows, D) of a sequence's head, zero beyond its end."""
+    return tl.load(START + rows[:, None] * stride + tl.arange(0, D)[None, :], (rows < length)[:, None], 0.0)
+
+
+@triton.jit
+def _write(START, values, rows, stride, length, D: tl.constexpr):
+    places = START + rows[:, None] * stride + tl.arange(0, D)[None, :]
+    tl.store(places, values.to(START.dtype.element_ty), (rows < length)[:, None])
+
+
+@triton.jit
+def _weights(q_Md, k_Nd, rows_M, keys_N, length, scale, CAUSAL: tl.constexpr):
+    """(M, N) the softmax of the scores."""
+    scores_MN = tl.dot(q_Md, tl.trans(k_Nd)) * (scale * _LOG2_E)
+    seen_MN = (keys_N < length)[None, :]
+    if CAUSAL:
+        seen_MN = seen_MN & (keys_N[None, :] <= rows_M[:, None])
+    scores_MN = tl.where(seen_MN, scores_MN, float("-inf"))
+    grown_MN = tl.exp2(scores_MN - tl.max(scores_MN, 1)[:, None])
+    return grown_MN / tl.sum(grown_MN, 1)[:, None]
+
+
+@triton.jit
+def _short_attention_forward(
+    Q, K, V, OUT, BORDERS, SEED, q_t, q_h, k_t, k_h, v_t, v_h, o_t, o_h, heads, scale, threshold, grow,
+    CAUSAL: tl.constexpr, DROP: tl.constexpr, ABOVE: tl.constexpr, N: tl.constexpr, M: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    start = tl.load(BORDERS + sequence).to(tl.int64)
+    length = (tl.load(BORDERS + sequence + 1) - start).to(tl.int32)
+    if (length <= ABOVE) | (length > N):
+        return
+    place, keys_N = start * o_t + head * o_h, tl.arange(0, N)
+    k_Nd = _read(K + start * k_t + head * k_h, keys_N, k_t, length, D)
+    v_Nd = _read(V + start * v_t + head * v_h, keys_N, v_t, length, D)
+    for first in range(0, length, M):
+        rows_M = first + tl.arange(0, M)
+        q_Md = _read(Q + start * q_t + head * q_h, rows_M, q_t, length, D)
+        w_MN = _weights(q_Md, k_Nd, rows_M, keys_N, length, scale, CAUSAL)
+        if DROP:
+            kept_MN = _kept(SEED, (start.to(tl.int32) + rows_M) * heads + head, keys_N, threshold)
+            w_MN = tl.where(kept_MN, w_MN * grow, 0.0)
+        _write(OUT + place, tl.dot(w_MN.to(v_Nd.dtype), v_Nd), rows_M, o_t, length, D)
+
+
+@triton.jit
+def _short_attention_backward(
+    Q, K, V, G, DQ, DK, DV, BORDERS, SEED, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h, o_t, o_h, heads, scale, threshold,
+    grow, CAUSAL: tl.constexpr, DROP: tl.constexpr, ABOVE: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    D: tl.constexpr,
+):  # fmt: skip
+    sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    start = tl.load(BORDERS + sequence).to(tl.int64)
+    length = (tl.load(BORDERS + sequence + 1) - start).to(tl.int32)
+    if (length <= ABOVE) | (length > N):
+        return
+    place, keys_N = start * o_t + head * o_h, tl.arange(0, N)
+    k_Nd = _read(K + start * k_t + head * k_h, keys_N, k_t, length, D)
+    v_Nd = _read(V + start * v_t + head * v_h, keys_N, v_t, length, D)
+    dk_Nd, dv_Nd = tl.zeros((N, D), tl.float32), tl.zeros((N, D), tl.float32)
+    for first in range(0, length, M):
+        rows_M = first + tl.arange(0, M)
+        q_Md = _read(Q + start * q_t + head * q_h, rows_M, q_t, length, D)
+        g_Md = _read(G + start * g_t + head * g_h, rows_M, g_t, length, D)
+        w_MN = _weights(q_Md, k_Nd, rows_M, keys_N, length, scale, CAUSAL)
+        dw_MN = tl.dot(g_Md, tl.trans(v_Nd))
+        used_MN = w_MN
+        if DROP:
+            kept_MN = _kept(SEED, (start.to(tl.int32) + rows_M) * heads + head, keys_N, threshold)
+            used_MN = tl.where(kept_MN, w_MN * grow, 0.0)
+            dw_MN = tl.where(kept_MN, dw_MN * grow, 0.0)
+        ds_MN = (w_MN * (dw_MN - tl.sum(w_MN * dw_MN, 1)[:, None]) * scale).to(q_Md.dtype)
+        dv_Nd += tl.dot(tl.trans(used_MN.to(g_Md.dtype)), g_Md)
+        dk_Nd += tl.dot(tl.trans(ds_MN), q_Md)
+        _write(DQ + place, tl.dot(ds_MN, k_Nd), rows_M, o_t, length, D)
+    _write(DK + place, dk_Nd, keys_N, o_t, length, D)
+    _write(DV + place, dv_Nd, keys_N, o_t, length, D)
+
+
+def _start(
+    kernel: Any,
+    tiles: Sequence[tuple[int, int, int]],
+    parts: list[Tensor],
+    outs: list[Tensor],
+    borders: Tensor,
+    seed: Tensor,
+    rule: tuple[float, float, bool],
+) -> None:
+    dropout, scale, causal = rule
+    _, H, d = parts[0].shape
+    parts = [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
+    strides = [stride for part in (*parts, outs[0]) for stride in part.stride()[:2]]
+    numbers = (H, scale, min(int(dropout * 2**32), 2**32 - 1), 1.0 / (1.0 - dropout))
+    options = {"CAUSAL": causal, "DROP": dropout > 0, "D": d, "num_stages": 1}
+    above = 0
+    for keys, queries, warps in tiles:
+        tile = {"ABOVE": above, "N": keys, "M": queries, "num_warps": warps}
+        kernel[(len(borders) - 1) * H,](*parts, *outs, borders, seed, *strides, *numbers, **options, **tile)
+        above = keys
+
+
+@torch.library.custom_op("llm_arch::short_attention", mutates_args=())
+def short_attention(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, seed: Tensor, dropout: float, scale: float, causal: bool
+) -> Tensor:
+    """Attention within sequences of up to 128 tokens each.
+
+    Args:
+        query: (T, H, d), half precision on a GPU; d is 16, 32, 64 or 128.
+        key: (T, H, d).
+        value: (T, H, d).
+        borders: (B + 1,) int32, where sequences start, and T.
+        seed: (1,) int64; equal ones drop equal weights.
+        dropout: probability on the weights, below 1.
+        scale: factor on the scores.
+        causal: whether a token sees only what came before it.
+
+    Returns:
+        (T, H, d).
+    """
+    out = query.new_empty(query.shape)
+    parts, rule = [query, key, value], (dropout, scale, causal)
+    _start(_short_attention_forward, _FORWARD, parts, [out], borders, seed, rule)
+    return out
+
+
+@torch.library.custom_op("llm_arch::short_attention_backward", mutates_args=())
+def _gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    upstream: Tensor,
+    borders: Tensor,
+    seed: Tensor,
+    dropout: float,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = [query.new_empty(query.shape) for _ in range(3)]
+    parts, rule = [query, key, value, upstream], (dropout, scale, causal)
+    _start(_short_attention_backward, _BACKWARD, parts, found, borders, seed, rule)
+    return found[0], found[1], found[2]
+
+
+@short_attention.register_fake
+def _(query: Tensor, *rest: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@_gradients.register_fake
+def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(query.shape), query.new_empty(query.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.options = inputs[5:]
+
+
+def _back(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    query, key, value, borders, seed = ctx.saved_tensors
+    found = torch.ops.llm_arch.short_attention_backward(query, key, value, upstream, borders, seed, *ctx.options)
+    return (*found, None, None, None, None, None)
+
+
+short_attention.register_autograd(_back, setup_context=_keep)
