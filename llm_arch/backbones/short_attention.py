@@ -24,7 +24,7 @@ from llm_arch.types.batch import SHORT
 # Keys and queries of a tile, and warps that share it: what was fastest on an H200. A kernel is started once for each,
 # over all sequences, and leaves those alone that another tile fits: which are which is known on the device only.
 _FORWARD = ((32, 32, 2), (64, 64, 4), (SHORT, 64, 4))
-_BACKWARD = ((32, 32, 4), (64, 64, 4), (SHORT, 32, 8))
+_BACKWARD = ((32, 32, 4), (64, 64, 4), (SHORT, 32, 4))
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
