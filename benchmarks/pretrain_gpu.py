@@ -208,11 +208,11 @@ def write(found: dict[Case, Run], options: argparse.Namespace, device: str) -> N
         "",
         f"Device: {device}, {peak:.0f} TFLOP/s at best in a bf16 product of {_GEMM:,} × {_GEMM:,} matrices. "
         f"Documents: blocks between blank lines, or files, of {options.corpus}, cut at 512 tokens (BERT) and 1,024 "
-        f"(GPT-2). {options.steps} steps of about {options.batch_tokens:,} tokens after {options.skip} that are not timed; the "
-        f"Trainer's batches hold rows of like length and are computed in {options.accumulation} parts (BERT) and "
-        f"{2 * options.accumulation} (GPT-2). bf16 autocast, wall-clock time, one run each; the ratio is to the "
-        f"faster of the Trainer's. Targets: utilisation {100 * TARGETS['mfu']:.0f} %, "
-        f"{TARGETS['Trainer']} times the Trainer.",
+        f"(GPT-2). {options.steps} steps of about {options.batch_tokens:,} tokens after {options.skip} that are not "
+        "timed; the Trainer's batches hold rows of like length and are computed in "
+        f"{options.accumulation} parts (BERT) and {2 * options.accumulation} (GPT-2). bf16 autocast, wall-clock time, "
+        "one run each; the ratio is to the faster of the Trainer's. "
+        f"Targets: utilisation {100 * TARGETS['mfu']:.0f} %, {TARGETS['Trainer']} times the Trainer.",
     ]
     anew = [f"{case.model} on {case.unit}s" for case, one in found.items() if one.notes.get("graphs")]
     if anew:
