@@ -130,8 +130,11 @@ def compressed(
     epochs: int,
     learning_rate: float | None = None,
     terms: Sequence[LossTerm] = (),
+    more: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """A model compressed while it trains on, by the last state; taken from its place where it lies there.
+
+    `more` is a file of rows to train on as well.
 
     Returns:
         Its directory and what its record says: of the callback, and the CPU seconds that all of it took.
@@ -139,7 +142,8 @@ def compressed(
     if not place.is_dir():
         loaded = load_model(model)
         L.seed_everything(seed, verbose=False)
-        data = loaded.data_for(train=train, validation_fraction=0, cache_dir=str(place.parent.parent / "cache"))
+        options = {"train": train, "validation_fraction": 0, "cache_dir": str(place.parent.parent / "cache")}
+        data = loaded.data_for(**options, **({} if more is None else {"transfer": more}))
         task = loaded.task(learning_rate=learning_rate, loss_terms=terms)
         start = time.process_time()
         with tempfile.TemporaryDirectory() as scratch:

@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.measure import RESULTS
-from benchmarks.pruning_structure import TARGETS
+from benchmarks.pruning_structure import RECIPES
 
 Point = tuple[str, float, float]  # a name, times faster, points of change
 
@@ -41,7 +41,7 @@ def points(name: str) -> list[Point]:
     if joint := results("compression_joint").get(name):
         found += [(kind, faster(joint, kind), 100 * joint["change"][kind][0]) for kind in joint["change"]]
     if pruned := results("pruning_structure").get(name):
-        found += [(f"pruned, {t}", faster(pruned, t), 100 * pruned["change"][t][0]) for t in TARGETS]
+        found += [(f"pruned, {t}", faster(pruned, t), 100 * pruned["change"][t][0]) for t in RECIPES["one"].targets]
     if students := results("compression_students").get(name):
         for kind in students["faster"]:
             if kind != "dense":
