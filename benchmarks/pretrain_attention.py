@@ -33,7 +33,7 @@ def own(borders: Tensor, dropout: float) -> Attention:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seed = torch.randint(2**62, (1,), device=q.device)
-        out: Tensor = torch.ops.llm_arch.short_attention(q, k, v, borders, seed, dropout, SIZE**-0.5, False)
+        out: Tensor = torch.ops.llm_arch.short_attention(q, k, v, borders, seed, SHORT, dropout, SIZE**-0.5, False)
         return out
 
     return attend

@@ -31,7 +31,7 @@ from llm_arch.heads.vocabulary import vocabulary_loss, vocabulary_scores
 from llm_arch.inference import Predictor, Teacher, save
 from llm_arch.inference.generator import Generator
 from llm_arch.losses.distillation import Distillation
-from llm_arch.types import Batch, LabelSpace
+from llm_arch.types import Batch, LabelSpace, OneSequence
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BACKBONES = ["tiny:bert", "tiny:gpt2", "tiny:llama", "tiny:modernbert"]
@@ -86,8 +86,9 @@ def heads_of(kv: int, seed: int = 0) -> list[Tensor]:
 def test_kernels_attend_within_sequences(causal: bool, window: int | None, kv: int, own: bool) -> None:
     parts = heads_of(kv)
     packed = PackedMap(batch_of(LENGTHS).to("cuda"))
-    assert packed.own_kernel
-    packed.own_kernel = own
+    assert packed.kernels.flash
+    assert 64 in packed.kernels.own_sizes
+    packed.kernels = packed.kernels if own else packed.kernels._replace(own_sizes=())
     out, _ = packed_attention(Layer(), *parts, None, is_causal=causal, sliding_window=window, packed=packed)
     exact = [x.detach().double().requires_grad_() for x in parts]
     wanted = alone(*exact, causal, window)
@@ -103,7 +104,7 @@ def test_kernels_attend_within_sequences(causal: bool, window: int | None, kv: i
 def test_their_dropout_is_drawn_by_the_seed_and_keeps_the_mean(causal: bool, own: bool) -> None:
     query, key, value = heads_of(4)
     packed = PackedMap(batch_of(LENGTHS).to("cuda"))
-    packed.own_kernel = own
+    packed.kernels = packed.kernels if own else packed.kernels._replace(own_sizes=())
 
     def attend(seed: int, dropout: float) -> Tensor:
         torch.cuda.manual_seed(seed)
@@ -122,11 +123,12 @@ def test_their_dropout_is_drawn_by_the_seed_and_keeps_the_mean(causal: bool, own
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
 @pytest.mark.parametrize("causal", [False, True])
-def test_our_kernel_drops_weights_one_by_one(size: int, causal: bool) -> None:
+@pytest.mark.parametrize("dropout", [0.25, 0.6])  # below 2³¹ as a threshold, and above
+def test_our_kernel_drops_weights_one_by_one(size: int, causal: bool, dropout: float) -> None:
     """Unit vectors as values give the weights themselves: each is dropped or grown, in the gradients, too."""
     torch.manual_seed(0)
     lengths = [n for n in (6, 16, 1, 40, 65, 128, 33) if n <= size]
-    tokens, heads, dropout = sum(lengths), 3, 0.25
+    tokens, heads = sum(lengths), 3
     packed = PackedMap(batch_of(lengths).to("cuda"))
     query, key = (torch.randn(1, heads, tokens, size, device="cuda", dtype=torch.float16) for _ in range(2))
     units = torch.cat([torch.eye(n, size, device="cuda", dtype=torch.float16) for n in lengths])
@@ -234,6 +236,7 @@ def test_a_pinned_batch_is_the_same() -> None:
     moved = pinned.to("cuda", non_blocking=True)
     assert (moved.longest, moved.short_from) == (batch.longest, batch.short_from)
     assert torch.equal(moved.input_ids.cpu(), batch.input_ids)
+    assert OneSequence.of([1, 2, 3], None, 0).pin_memory().input_ids.is_pinned()
 
 
 # Runs

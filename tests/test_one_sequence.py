@@ -74,3 +74,11 @@ def test_what_is_made_of_it_may_hold_more() -> None:
 def test_nothing_else_is_there() -> None:
     with pytest.raises(AttributeError, match="OneSequence has no colour"):
         _ = one([4]).colour  # type: ignore[attr-defined]
+
+
+def test_as_the_source_of_another_batch_it_moves_along() -> None:
+    source = one([1, 2, 3], [0, 0, 1])
+    moved = replace(whole([4, 5]), source=source).to("meta").source
+    assert moved is not None
+    assert {getattr(moved, name).device.type for name in TENSORS} == {"meta"}
+    assert moved.longest == 3

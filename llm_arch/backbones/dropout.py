@@ -109,7 +109,7 @@ def drop(values: Tensor, probability: float) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, with cheaper random numbers on a CPU and the same elsewhere."""
+    """`nn.Dropout`, with cheaper random numbers on a CPU and in compiled models on a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The values, each zeroed with probability p and else scaled by 1/(1-p), in training."""

@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 
 from llm_arch import fillers
 from llm_arch.backbones.grouped import LengthGroups, attention_mask, evaluation_attention, training_attention
-from llm_arch.backbones.varlen import has_own_kernel, varlen_attention, varlen_serves
+from llm_arch.backbones.varlen import kernels_of, varlen_attention, varlen_serves
 from llm_arch.types import Batch
 
 NAME = "llm_arch_packed"
@@ -43,7 +43,7 @@ class PackedMap:
         self.ragged = self.size * self.longest != len(batch.input_ids)
         ends_B = batch.lengths.cumsum(0)
         self.borders = torch.cat([ends_B.new_zeros(1), ends_B]).to(torch.int32)
-        self.own_kernel = self.borders.is_cuda and has_own_kernel()  # asked here, outside of what may be compiled
+        self.kernels = kernels_of(self.borders.device)  # asked here, outside of what may be compiled
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
         self._groups: dict[tuple[int, bool, int | None, torch.dtype], LengthGroups] = {}
 
@@ -179,7 +179,7 @@ def _attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     query_THd, key_TKd, value_TKd = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
 
-    if varlen_serves(query):
+    if varlen_serves(query, packed):
         return varlen_attention(query_THd, key_TKd, value_TKd, packed, causal, sliding_window, scaling, dropout)
 
     groups = query_THd.shape[1] // key_TKd.shape[1]

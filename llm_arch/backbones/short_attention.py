@@ -134,24 +134,35 @@ def _start(
     outs: list[Tensor],
     borders: Tensor,
     seed: Tensor,
-    rule: tuple[float, float, bool],
+    rule: tuple[int, float, float, bool],
 ) -> None:
-    dropout, scale, causal = rule
+    longest, dropout, scale, causal = rule
     _, H, d = parts[0].shape
     parts = [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
     strides = [stride for part in (*parts, outs[0]) for stride in part.stride()[:2]]
     numbers = (H, scale, min(int(dropout * 2**32), 2**32 - 1), 1.0 / (1.0 - dropout))
     options = {"CAUSAL": causal, "DROP": dropout > 0, "D": d, "num_stages": 1}
     above = 0
-    for keys, queries, warps in tiles:
-        tile = {"ABOVE": above, "N": keys, "M": queries, "num_warps": warps}
-        kernel[(len(borders) - 1) * H,](*parts, *outs, borders, seed, *strides, *numbers, **options, **tile)
-        above = keys
+    with torch.cuda.device_of(parts[0]):  # else Triton starts them on the current one
+        for keys, queries, warps in tiles:
+            if above >= longest:
+                break
+            tile = {"ABOVE": above, "N": keys, "M": queries, "num_warps": warps}
+            kernel[(len(borders) - 1) * H,](*parts, *outs, borders, seed, *strides, *numbers, **options, **tile)
+            above = keys
 
 
 @torch.library.custom_op("llm_arch::short_attention", mutates_args=())
 def short_attention(
-    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, seed: Tensor, dropout: float, scale: float, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    borders: Tensor,
+    seed: Tensor,
+    longest: int,
+    dropout: float,
+    scale: float,
+    causal: bool,
 ) -> Tensor:
     """Attention within sequences of up to 128 tokens each.
 
@@ -160,7 +171,8 @@ def short_attention(
         key: (T, H, d).
         value: (T, H, d).
         borders: (B + 1,) int32, where sequences start, and T.
-        seed: (1,) int64; equal ones drop equal weights.
+        seed: (1,) int64; equal ones drop equal weights. It is not read without dropout.
+        longest: tokens of the longest sequence, or more.
         dropout: probability on the weights, below 1.
         scale: factor on the scores.
         causal: whether a token sees only what came before it.
@@ -169,7 +181,7 @@ def short_attention(
         (T, H, d).
     """
     out = query.new_empty(query.shape)
-    parts, rule = [query, key, value], (dropout, scale, causal)
+    parts, rule = [query, key, value], (longest, dropout, scale, causal)
     _start(_short_attention_forward, _FORWARD, parts, [out], borders, seed, rule)
     return out
 
@@ -182,12 +194,13 @@ def _gradients(
     upstream: Tensor,
     borders: Tensor,
     seed: Tensor,
+    longest: int,
     dropout: float,
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     found = [query.new_empty(query.shape) for _ in range(3)]
-    parts, rule = [query, key, value, upstream], (dropout, scale, causal)
+    parts, rule = [query, key, value, upstream], (longest, dropout, scale, causal)
     _start(_short_attention_backward, _BACKWARD, parts, found, borders, seed, rule)
     return found[0], found[1], found[2]
 
@@ -210,7 +223,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _back(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     query, key, value, borders, seed = ctx.saved_tensors
     found = torch.ops.llm_arch.short_attention_backward(query, key, value, upstream, borders, seed, *ctx.options)
-    return (*found, None, None, None, None, None)
+    return (*found, *(None,) * 6)
 
 
 short_attention.register_autograd(_back, setup_context=_keep)

@@ -5,6 +5,7 @@ Legend: T tokens, B sequences, H heads, K key/value heads, d head size.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +18,8 @@ from llm_arch.types.batch import SHORT
 if TYPE_CHECKING:
     from llm_arch.backbones.packed import PackedMap
 
-_HEAD_SIZES = (16, 32, 64, 128)
+# Head sizes that our kernel does, and the bytes of shared memory that its backward pass takes for them.
+_HEAD_SIZES = {16: 30720, 32: 45056, 64: 73728, 128: 131072}
 Parts = tuple[Tensor, Tensor, Tensor]  # query, key and value
 
 
@@ -28,20 +30,43 @@ class _Rule(NamedTuple):
     dropout: float
 
 
-def varlen_serves(query: Tensor) -> bool:
-    """Whether attention of this query, (1, H, T, d), needs no padding."""
-    # The flash kernel knows half precision only.
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
+class Kernels(NamedTuple):
+    """What a device does.
+
+    Attributes:
+        flash: whether it has the flash kernel.
+        own_sizes: the head sizes that our kernel does.
+    """
+
+    flash: bool
+    own_sizes: tuple[int, ...]
 
 
 @cache
-def has_own_kernel() -> bool:
-    """Whether our kernel runs on this machine's GPU; loads it where it does."""
-    if find_spec("triton") is None or torch.cuda.get_device_capability() < (8, 0):
-        return False
-    from llm_arch.backbones import short_attention  # noqa: F401  # imports Triton, which not every machine has
+def kernels_of(device: torch.device) -> Kernels:
+    """The kernels that a device has; loads ours where it runs."""
+    if device.type != "cuda":
+        return Kernels(False, ())
+    flash = torch.cuda.get_device_capability(device) >= (8, 0)
+    if not flash or torch.version.cuda is None or find_spec("triton") is None:
+        return Kernels(flash, ())
+    try:
+        import triton
 
-    return True
+        from llm_arch.backbones import short_attention  # noqa: F401  # imports Triton, which not every machine has
+
+        triton.runtime.driver.active.utils  # noqa: B018  # built with a C compiler, which not every machine has
+    except Exception as error:
+        warnings.warn(f"short documents go to the flash kernel, since Triton does not run here: {error}", stacklevel=2)
+        return Kernels(flash, ())
+    memory = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return Kernels(flash, tuple(size for size, needed in _HEAD_SIZES.items() if needed <= memory))
+
+
+def varlen_serves(query: Tensor, packed: PackedMap) -> bool:
+    """Whether attention of this query, (1, H, T, d), needs no padding."""
+    # The flash kernel knows half precision only.
+    return packed.kernels.flash and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
 
 
 def varlen_attention(
@@ -71,7 +96,7 @@ def varlen_attention(
     """
     parts = query_THd, key_TKd, value_TKd
     rule = _Rule(causal, window, query_THd.shape[-1] ** -0.5 if scaling is None else scaling, dropout)
-    own = packed.own_kernel and query_THd.shape == key_TKd.shape and query_THd.shape[-1] in _HEAD_SIZES
+    own = query_THd.shape[-1] in packed.kernels.own_sizes and query_THd.shape == key_TKd.shape == value_TKd.shape
     attend_short = _own if own and dropout < 1 and (window is None or window >= SHORT) else _flash
     first, tokens = packed.short_from
     if first == packed.size:
@@ -85,10 +110,12 @@ def varlen_attention(
 
 
 def _own(parts: Parts, borders: Tensor, longest: int, rule: _Rule) -> Tensor:
-    seed = borders.new_zeros(1, dtype=torch.long)
     if rule.dropout > 0:
         seed = torch.randint(2**62, (1,), device=borders.device)
-    out: Tensor = torch.ops.llm_arch.short_attention(*parts, borders, seed, rule.dropout, rule.scaling, rule.causal)
+    else:
+        seed = borders.new_empty(1, dtype=torch.long)  # which is not read
+    options = longest, rule.dropout, rule.scaling, rule.causal
+    out: Tensor = torch.ops.llm_arch.short_attention(*parts, borders, seed, *options)
     return out
 
 

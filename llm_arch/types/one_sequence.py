@@ -64,7 +64,10 @@ class OneSequence(Batch):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same on another device; itself on the CPU."""
-        return self if torch.device(device).type == "cpu" else replace(self).to(device, non_blocking)
+        return self if torch.device(device).type == "cpu" else super().to(device, non_blocking)
+
+    def _with(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(self)._with(move)
 
 
 _MADE: dict[str, Callable[[Sequence[int], int], Tensor]] = {

@@ -227,7 +227,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Let the stand-in attend; returns where it notes what it is told."""
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_stand_in(calls))
-    monkeypatch.setattr(packed, "varlen_serves", lambda query: True)
+    monkeypatch.setattr(packed, "varlen_serves", lambda *_: True)
     return calls
 
 
@@ -294,25 +294,6 @@ def test_the_kernel_of_this_torch_takes_what_it_is_given() -> None:
     ]
 
 
-class FakeQuery:
-    def __init__(self, is_cuda: bool, dtype: torch.dtype, size: int) -> None:
-        self.is_cuda, self.dtype, self.shape = is_cuda, dtype, (1, 2, 3, size)
-
-
-@pytest.mark.parametrize(
-    ("query", "serves"),
-    [
-        (FakeQuery(True, torch.bfloat16, 64), True),
-        (FakeQuery(True, torch.float16, 256), True),
-        (FakeQuery(True, torch.float16, 257), False),
-        (FakeQuery(True, torch.float32, 64), False),
-        (FakeQuery(False, torch.bfloat16, 64), False),
-    ],
-)
-def test_the_flash_kernel_serves_half_precision_on_cuda(query: Any, serves: bool) -> None:
-    assert varlen.varlen_serves(query) is serves
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("grad", [True, False])
 def test_query_and_key_follow_the_value_to_half_precision(dropout: float, grad: bool) -> None:
@@ -363,7 +344,7 @@ def test_what_our_own_kernel_is_given(
     """Short sequences, where it knows their heads and their window; the flash kernel all others."""
     monkeypatch.setattr(batch_module, "SHORT", 4)
     monkeypatch.setattr(varlen, "SHORT", 4)
-    monkeypatch.setattr(packed, "varlen_serves", lambda query: True)
+    monkeypatch.setattr(packed, "varlen_serves", lambda *_: True)
     given: dict[str, list[int]] = {"_flash": [], "_own": []}
     for name in given:
 
@@ -376,7 +357,7 @@ def test_what_our_own_kernel_is_given(
     total = sum(lengths)
     q, k, v = (torch.randn(1, heads, total, size) for heads in (2, kv, kv))
     where = PackedMap(flat(lengths))
-    where.own_kernel = True
+    where.kernels = varlen.Kernels(True, (16,))
     out, _ = packed_attention(Layer(), q, k, v, None, sliding_window=window, packed=where)
     assert torch.equal(out[0], q[0].transpose(0, 1))
     assert (given["_flash"], given["_own"]) == expected
