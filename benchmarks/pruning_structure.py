@@ -155,7 +155,7 @@ def write(found: dict[str, Any], options: argparse.Namespace) -> None:
         + "; ".join(", ".join(f"{how} {f1:.3f}" for how, f1 in one.items()) for one in TRIED)
         + ".",
     ]
-    name = "pruning_structure" + ("" if options.recipe == "one" else f"_{options.recipe}")
+    name = "pruning_structure" if options.recipe == "one" else f"pruning_{options.recipe}"
     write_results(part_of(name, options), found, "\n".join(lines), data_directory=options.data)
 
 
