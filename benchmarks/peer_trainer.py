@@ -192,7 +192,7 @@ class TrainerClock(TrainerCallback):
 
     Args:
         skip: steps at its beginning that are not timed.
-        turn: a `benchmarks.turns.Turn`, taken before the first step and given back after the last.
+        turn: a `benchmarks.turns.Turn`, taken before the first step.
 
     Attributes:
         seconds: wall-clock seconds.
@@ -221,8 +221,6 @@ class TrainerClock(TrainerCallback):
         wait_for_device()
         self.seconds = time.perf_counter() - self._start[0]
         self.cpu_seconds = time.process_time() - self._start[1]
-        if self.turn is not None:
-            self.turn.give_back()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ train one after another.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -65,7 +66,7 @@ CASES = [
 ]
 TARGETS = {"mfu": 0.45, "Trainer": 2.0}
 _GEMM = 8192
-_AGAIN = 3  # steps that are not timed after another run's: memory has to be asked for anew
+_AGAIN = 8  # steps that are not timed after another run's: memory has to be asked for anew
 
 
 def config_of(model: str, tiny: bool) -> dict[str, Any]:
@@ -115,7 +116,6 @@ class DeviceClock(L.Callback):
         wait_for_device()
         self.seconds = time.perf_counter() - self._start
         self.graphs += _graphs()
-        self.turn.give_back()
 
 
 def _graphs() -> int:
@@ -155,6 +155,9 @@ def run(case: Case, corpus: Corpus, recipe: Recipe, options: argparse.Namespace,
     try:
         return _run(case, corpus, recipe, options, cache, turn)
     finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the next one needs it
         turn.give_back()
 
 
@@ -188,25 +191,29 @@ def _memory() -> float:
 
 def write(found: dict[Case, Run], options: argparse.Namespace, device: str) -> None:
     """Results so far as json and table."""
-    lines = ["| model | documents | tokens in one | who | tokens/s | utilisation | ours / Trainer | memory, GB |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | documents | tokens in one | who | tokens/s | utilisation | by the best product | ours / Trainer "
+        "| memory, GB |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     peak = max([one.notes["peak_tflops"] for case, one in found.items() if case.who == "ours"], default=0.0)
     for case, one in sorted(found.items(), key=lambda pair: list(CASES).index(pair[0])):
         peers = [replace(case, who="Trainer", compiled=compiled) for compiled in (False, True)]
         theirs = max((found[peer].tokens / found[peer].seconds for peer in peers if peer in found), default=None)
         ratio = f"{one.tokens / one.seconds / theirs:.2f}" if theirs and case.who == "ours" else ""
-        # By the best that any run's products reached: the device gives each another clock.
-        used = (
-            f"{100 * one.notes['mfu'] * one.notes['peak_tflops'] / peak:.1f} %" if peak and case.who == "ours" else ""
-        )
+        used = [""] * 2
+        if peak and case.who == "ours":  # the device gives each process another clock, by its warmth
+            shares = one.notes["mfu"], one.notes["mfu"] * one.notes["peak_tflops"] / peak
+            used = [f"{100 * share:.1f} %" for share in shares]
         who = case.who + (", compiled" if case.compiled else "")
         lines.append(
             f"| {case.model} | {case.unit}s | {options.mean[case.model, case.unit]:.0f} | {who} "
-            f"| {one.tokens / one.seconds:,.0f} | {used} | {ratio} | {one.notes['memory_gb']:.1f} |"
+            f"| {one.tokens / one.seconds:,.0f} | {' | '.join(used)} | {ratio} | {one.notes['memory_gb']:.1f} |"
         )
     lines += [
         "",
-        f"Device: {device}, {peak:.0f} TFLOP/s at best in a bf16 product of {_GEMM:,} × {_GEMM:,} matrices. "
+        f"Device: {device}. Utilisation: by a bf16 product of {_GEMM:,} × {_GEMM:,} matrices, timed before the steps "
+        f"in the same process, and by the best of all processes, {peak:.0f} TFLOP/s. "
         f"Documents: blocks between blank lines, or files, of {options.corpus}, cut at 512 tokens (BERT) and 1,024 "
         f"(GPT-2). {options.steps} steps of about {options.batch_tokens:,} tokens after {options.skip} that are not "
         "timed; the Trainer's batches hold rows of like length and are computed in "

@@ -87,8 +87,8 @@ def test_kernels_attend_within_sequences(causal: bool, window: int | None, kv: i
     parts = heads_of(kv)
     packed = PackedMap(batch_of(LENGTHS).to("cuda"))
     assert packed.kernels.flash
-    assert 64 in packed.kernels.own_sizes
-    packed.kernels = packed.kernels if own else packed.kernels._replace(own_sizes=())
+    assert packed.kernels.own_does(64)
+    packed.kernels = packed.kernels if own else packed.kernels._replace(own=0)
     out, _ = packed_attention(Layer(), *parts, None, is_causal=causal, sliding_window=window, packed=packed)
     exact = [x.detach().double().requires_grad_() for x in parts]
     wanted = alone(*exact, causal, window)
@@ -100,11 +100,12 @@ def test_kernels_attend_within_sequences(causal: bool, window: int | None, kv: i
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv", [1, 4])
 @pytest.mark.parametrize("own", [False, True])
-def test_their_dropout_is_drawn_by_the_seed_and_keeps_the_mean(causal: bool, own: bool) -> None:
-    query, key, value = heads_of(4)
+def test_their_dropout_is_drawn_by_the_seed_and_keeps_the_mean(causal: bool, kv: int, own: bool) -> None:
+    query, key, value = heads_of(kv)
     packed = PackedMap(batch_of(LENGTHS).to("cuda"))
-    packed.kernels = packed.kernels if own else packed.kernels._replace(own_sizes=())
+    packed.kernels = packed.kernels if own else packed.kernels._replace(own=0)
 
     def attend(seed: int, dropout: float) -> Tensor:
         torch.cuda.manual_seed(seed)
@@ -114,8 +115,13 @@ def test_their_dropout_is_drawn_by_the_seed_and_keeps_the_mean(causal: bool, own
     first, plain = attend(1, 0.3), attend(1, 0.0)
     assert torch.equal(first, attend(1, 0.3))
     assert not torch.equal(first, attend(2, 0.3))
-    gradients = torch.autograd.grad(first.float().square().sum(), [query, key, value])
+    upstream = torch.randn_like(first)
+    gradients = torch.autograd.grad(first, [query, key, value], upstream)
     assert all(torch.isfinite(g).all() and g.abs().sum() > 0 for g in gradients)
+    # The output is linear in the values, sequence by sequence, if both passes drop the same weights.
+    both = (first * upstream.double())[0].flatten(1), (gradients[2] * value.double())[0].transpose(0, 1).flatten(1)
+    forwards, backwards = (torch.stack([x.sum() for x in one.detach().split(LENGTHS)]).tolist() for one in both)
+    assert forwards == pytest.approx(backwards, rel=0.02, abs=0.5)
     with torch.no_grad():
         mean = torch.stack([attend(seed, 0.3).double() for seed in range(400)]).mean(0)
     assert (mean - plain).norm() < 0.1 * plain.norm()

@@ -71,6 +71,7 @@ SUPPORTING = {
         "probe",
         "scratch",
         "short_attention",
+        "split_attention",
         "two_sided",
         "varlen",
         "vectors",

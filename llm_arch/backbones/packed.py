@@ -43,6 +43,8 @@ class PackedMap:
         self.ragged = self.size * self.longest != len(batch.input_ids)
         ends_B = batch.lengths.cumsum(0)
         self.borders = torch.cat([ends_B.new_zeros(1), ends_B]).to(torch.int32)
+        # Read inside an operation, on the CPU: a compiled graph does not depend on them.
+        self.extents = torch.tensor([*self.short_from, self.longest], device="cpu")
         self.kernels = kernels_of(self.borders.device)  # asked here, outside of what may be compiled
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
         self._groups: dict[tuple[int, bool, int | None, torch.dtype], LengthGroups] = {}

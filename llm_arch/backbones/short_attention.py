@@ -6,7 +6,7 @@ makes the weights again and needs no sums over parts. Dropout draws per weight b
 
 Needs Triton, which torch brings along on Linux with CUDA: `varlen` imports this where it is there.
 
-Legend: T tokens, B sequences, H heads, d head size; N keys and M queries of a tile.
+Legend: T tokens, B sequences, H heads, K of them for keys and values, d head size; N keys and M queries of a tile.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llm_arch.backbones.split_attention import Parts, Rule
 from llm_arch.types.batch import SHORT
 
 # Keys and queries of a tile, and warps that share it: what was fastest on an H200. A kernel is started once for each,
@@ -72,7 +73,7 @@ def _weights(q_Md, k_Nd, rows_M, keys_N, length, scale, CAUSAL: tl.constexpr):
 
 @triton.jit
 def _short_attention_forward(
-    Q, K, V, OUT, BORDERS, SEED, q_t, q_h, k_t, k_h, v_t, v_h, o_t, o_h, heads, scale, threshold, grow,
+    Q, K, V, OUT, BORDERS, SEED, q_t, q_h, k_t, k_h, v_t, v_h, o_t, o_h, heads, group, scale, threshold, grow,
     CAUSAL: tl.constexpr, DROP: tl.constexpr, ABOVE: tl.constexpr, N: tl.constexpr, M: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
@@ -80,9 +81,9 @@ def _short_attention_forward(
     length = (tl.load(BORDERS + sequence + 1) - start).to(tl.int32)
     if (length <= ABOVE) | (length > N):
         return
-    place, keys_N = start * o_t + head * o_h, tl.arange(0, N)
-    k_Nd = _read(K + start * k_t + head * k_h, keys_N, k_t, length, D)
-    v_Nd = _read(V + start * v_t + head * v_h, keys_N, v_t, length, D)
+    keys_N = tl.arange(0, N)
+    k_Nd = _read(K + start * k_t + head // group * k_h, keys_N, k_t, length, D)
+    v_Nd = _read(V + start * v_t + head // group * v_h, keys_N, v_t, length, D)
     for first in range(0, length, M):
         rows_M = first + tl.arange(0, M)
         q_Md = _read(Q + start * q_t + head * q_h, rows_M, q_t, length, D)
@@ -90,140 +91,97 @@ def _short_attention_forward(
         if DROP:
             kept_MN = _kept(SEED, (start.to(tl.int32) + rows_M) * heads + head, keys_N, threshold)
             w_MN = tl.where(kept_MN, w_MN * grow, 0.0)
-        _write(OUT + place, tl.dot(w_MN.to(v_Nd.dtype), v_Nd), rows_M, o_t, length, D)
+        _write(OUT + start * o_t + head * o_h, tl.dot(w_MN.to(v_Nd.dtype), v_Nd), rows_M, o_t, length, D)
 
 
 @triton.jit
 def _short_attention_backward(
-    Q, K, V, G, DQ, DK, DV, BORDERS, SEED, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h, o_t, o_h, heads, scale, threshold,
-    grow, CAUSAL: tl.constexpr, DROP: tl.constexpr, ABOVE: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    Q, K, V, G, DQ, DK, DV, BORDERS, SEED, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h, o_t, o_h, heads, group, scale,
+    threshold, grow, CAUSAL: tl.constexpr, DROP: tl.constexpr, ABOVE: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
     D: tl.constexpr,
 ):  # fmt: skip
-    sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    shared = heads // group  # heads of keys and values: a program does one of them, and the queries that share it
+    sequence, part = tl.program_id(0) // shared, tl.program_id(0) % shared
     start = tl.load(BORDERS + sequence).to(tl.int64)
     length = (tl.load(BORDERS + sequence + 1) - start).to(tl.int32)
     if (length <= ABOVE) | (length > N):
         return
-    place, keys_N = start * o_t + head * o_h, tl.arange(0, N)
-    k_Nd = _read(K + start * k_t + head * k_h, keys_N, k_t, length, D)
-    v_Nd = _read(V + start * v_t + head * v_h, keys_N, v_t, length, D)
+    keys_N = tl.arange(0, N)
+    k_Nd = _read(K + start * k_t + part * k_h, keys_N, k_t, length, D)
+    v_Nd = _read(V + start * v_t + part * v_h, keys_N, v_t, length, D)
     dk_Nd, dv_Nd = tl.zeros((N, D), tl.float32), tl.zeros((N, D), tl.float32)
-    for first in range(0, length, M):
-        rows_M = first + tl.arange(0, M)
-        q_Md = _read(Q + start * q_t + head * q_h, rows_M, q_t, length, D)
-        g_Md = _read(G + start * g_t + head * g_h, rows_M, g_t, length, D)
-        w_MN = _weights(q_Md, k_Nd, rows_M, keys_N, length, scale, CAUSAL)
-        dw_MN = tl.dot(g_Md, tl.trans(v_Nd))
-        used_MN = w_MN
-        if DROP:
-            kept_MN = _kept(SEED, (start.to(tl.int32) + rows_M) * heads + head, keys_N, threshold)
-            used_MN = tl.where(kept_MN, w_MN * grow, 0.0)
-            dw_MN = tl.where(kept_MN, dw_MN * grow, 0.0)
-        ds_MN = (w_MN * (dw_MN - tl.sum(w_MN * dw_MN, 1)[:, None]) * scale).to(q_Md.dtype)
-        dv_Nd += tl.dot(tl.trans(used_MN.to(g_Md.dtype)), g_Md)
-        dk_Nd += tl.dot(tl.trans(ds_MN), q_Md)
-        _write(DQ + place, tl.dot(ds_MN, k_Nd), rows_M, o_t, length, D)
-    _write(DK + place, dk_Nd, keys_N, o_t, length, D)
-    _write(DV + place, dv_Nd, keys_N, o_t, length, D)
+    for head in range(part * group, part * group + group):
+        for first in range(0, length, M):
+            rows_M = first + tl.arange(0, M)
+            q_Md = _read(Q + start * q_t + head * q_h, rows_M, q_t, length, D)
+            g_Md = _read(G + start * g_t + head * g_h, rows_M, g_t, length, D)
+            w_MN = _weights(q_Md, k_Nd, rows_M, keys_N, length, scale, CAUSAL)
+            dw_MN = tl.dot(g_Md, tl.trans(v_Nd))
+            used_MN = w_MN
+            if DROP:
+                kept_MN = _kept(SEED, (start.to(tl.int32) + rows_M) * heads + head, keys_N, threshold)
+                used_MN = tl.where(kept_MN, w_MN * grow, 0.0)
+                dw_MN = tl.where(kept_MN, dw_MN * grow, 0.0)
+            ds_MN = (w_MN * (dw_MN - tl.sum(w_MN * dw_MN, 1)[:, None]) * scale).to(q_Md.dtype)
+            dv_Nd += tl.dot(tl.trans(used_MN.to(g_Md.dtype)), g_Md)
+            dk_Nd += tl.dot(tl.trans(ds_MN), q_Md)
+            _write(DQ + start * o_t + head * o_h, tl.dot(ds_MN, k_Nd), rows_M, o_t, length, D)
+    place = start * shared * o_h + part * o_h
+    _write(DK + place, dk_Nd, keys_N, shared * o_h, length, D)
+    _write(DV + place, dv_Nd, keys_N, shared * o_h, length, D)
 
 
 def _start(
     kernel: Any,
     tiles: Sequence[tuple[int, int, int]],
-    parts: list[Tensor],
-    outs: list[Tensor],
+    given: tuple[Tensor, ...],
+    found: tuple[Tensor, ...],
     borders: Tensor,
     seed: Tensor,
-    rule: tuple[int, float, float, bool],
+    longest: int,
+    rule: Rule,
+    programs: int,
 ) -> None:
-    longest, dropout, scale, causal = rule
-    _, H, d = parts[0].shape
-    parts = [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
-    strides = [stride for part in (*parts, outs[0]) for stride in part.stride()[:2]]
-    numbers = (H, scale, min(int(dropout * 2**32), 2**32 - 1), 1.0 / (1.0 - dropout))
-    options = {"CAUSAL": causal, "DROP": dropout > 0, "D": d, "num_stages": 1}
+    H, K, d = given[0].shape[1], given[1].shape[1], given[0].shape[2]
+    given = tuple(part if part.stride(-1) == 1 else part.contiguous() for part in given)
+    strides = [stride for part in (*given, found[0]) for stride in part.stride()[:2]]
+    numbers = (H, H // K, rule.scaling, min(int(rule.dropout * 2**32), 2**32 - 1), 1.0 / (1.0 - rule.dropout))
+    options = {"CAUSAL": rule.causal, "DROP": rule.dropout > 0, "D": d, "num_stages": 1}
     above = 0
-    with torch.cuda.device_of(parts[0]):  # else Triton starts them on the current one
+    with torch.cuda.device_of(given[0]):  # else Triton starts them on the current one
         for keys, queries, warps in tiles:
             if above >= longest:
                 break
             tile = {"ABOVE": above, "N": keys, "M": queries, "num_warps": warps}
-            kernel[(len(borders) - 1) * H,](*parts, *outs, borders, seed, *strides, *numbers, **options, **tile)
+            kernel[(len(borders) - 1) * programs,](*given, *found, borders, seed, *strides, *numbers, **options, **tile)
             above = keys
 
 
-@torch.library.custom_op("llm_arch::short_attention", mutates_args=())
-def short_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    borders: Tensor,
-    seed: Tensor,
-    longest: int,
-    dropout: float,
-    scale: float,
-    causal: bool,
-) -> Tensor:
+def forward(parts: Parts, out: Tensor, borders: Tensor, seed: Tensor, longest: int, rule: Rule) -> None:
     """Attention within sequences of up to 128 tokens each.
 
     Args:
-        query: (T, H, d), half precision on a GPU; d is 16, 32, 64 or 128.
-        key: (T, H, d).
-        value: (T, H, d).
-        borders: (B + 1,) int32, where sequences start, and T.
+        parts: query (T, H, d), key and value (T, K, d), half precision on a GPU; d is 16, 32, 64 or 128.
+        out: (T, H, d), written where the sequences lie.
+        borders: (B + 1,) int32, where sequences start, and where the last one ends.
         seed: (1,) int64; equal ones drop equal weights. It is not read without dropout.
         longest: tokens of the longest sequence, or more.
-        dropout: probability on the weights, below 1.
-        scale: factor on the scores.
-        causal: whether a token sees only what came before it.
-
-    Returns:
-        (T, H, d).
+        rule: what attends what; its window is not read.
     """
-    out = query.new_empty(query.shape)
-    parts, rule = [query, key, value], (longest, dropout, scale, causal)
-    _start(_short_attention_forward, _FORWARD, parts, [out], borders, seed, rule)
-    return out
+    _start(_short_attention_forward, _FORWARD, parts, (out,), borders, seed, longest, rule, out.shape[1])
 
 
-@torch.library.custom_op("llm_arch::short_attention_backward", mutates_args=())
-def _gradients(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    upstream: Tensor,
-    borders: Tensor,
-    seed: Tensor,
-    longest: int,
-    dropout: float,
-    scale: float,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    found = [query.new_empty(query.shape) for _ in range(3)]
-    parts, rule = [query, key, value, upstream], (longest, dropout, scale, causal)
-    _start(_short_attention_backward, _BACKWARD, parts, found, borders, seed, rule)
-    return found[0], found[1], found[2]
+def backward(given: tuple[Tensor, ...], found: Parts, borders: Tensor, seed: Tensor, longest: int, rule: Rule) -> None:
+    """Its gradients.
 
-
-@short_attention.register_fake
-def _(query: Tensor, *rest: Any) -> Tensor:
-    return query.new_empty(query.shape)
-
-
-@_gradients.register_fake
-def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), query.new_empty(query.shape), query.new_empty(query.shape)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5:]
-
-
-def _back(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-    query, key, value, borders, seed = ctx.saved_tensors
-    found = torch.ops.llm_arch.short_attention_backward(query, key, value, upstream, borders, seed, *ctx.options)
-    return (*found, *(None,) * 6)
-
-
-short_attention.register_autograd(_back, setup_context=_keep)
+    Args:
+        given: query, key, value, and (T, H, d) the gradient of what `forward` wrote.
+        found: contiguous, the gradients of the first three, written where the sequences lie.
+        borders: as in `forward`, as are the others.
+        seed: equal to that of the forward pass.
+        longest: tokens of the longest sequence, or more.
+        rule: equal to that of the forward pass.
+    """
+    wide = given[0].shape[2] > 64  # such heads fill the registers of twice as many warps
+    tiles = [(keys, queries, warps * 2 if wide and keys > 32 else warps) for keys, queries, warps in _BACKWARD]
+    _start(_short_attention_backward, tiles, given, found, borders, seed, longest, rule, given[1].shape[1])

@@ -13,21 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from llm_arch.backbones.split_attention import Parts, Rule, flash_attention
 from llm_arch.types.batch import SHORT
 
 if TYPE_CHECKING:
     from llm_arch.backbones.packed import PackedMap
 
-# Head sizes that our kernel does, and the bytes of shared memory that its backward pass takes for them.
+# Head sizes that our kernel does, powers of two, and the bytes of shared memory that its backward pass takes for them.
 _HEAD_SIZES = {16: 30720, 32: 45056, 64: 73728, 128: 131072}
-Parts = tuple[Tensor, Tensor, Tensor]  # query, key and value
-
-
-class _Rule(NamedTuple):
-    causal: bool
-    window: int | None
-    scaling: float
-    dropout: float
+_SMALLEST = min(_HEAD_SIZES)
 
 
 class Kernels(NamedTuple):
@@ -35,21 +29,26 @@ class Kernels(NamedTuple):
 
     Attributes:
         flash: whether it has the flash kernel.
-        own_sizes: the head sizes that our kernel does.
+        own: the largest head size that our kernel does; 0 where it does not run.
     """
 
     flash: bool
-    own_sizes: tuple[int, ...]
+    own: int
+
+    def own_does(self, size: int) -> bool:
+        """Whether our kernel does a head size."""
+        # Not by a set of sizes: a compiler that takes its numbers for variables finds none of them in it.
+        return _SMALLEST <= size <= self.own and size & (size - 1) == 0
 
 
 @cache
 def kernels_of(device: torch.device) -> Kernels:
     """The kernels that a device has; loads ours where it runs."""
     if device.type != "cuda":
-        return Kernels(False, ())
+        return Kernels(False, 0)
     flash = torch.cuda.get_device_capability(device) >= (8, 0)
     if not flash or torch.version.cuda is None or find_spec("triton") is None:
-        return Kernels(flash, ())
+        return Kernels(flash, 0)
     try:
         import triton
 
@@ -58,9 +57,9 @@ def kernels_of(device: torch.device) -> Kernels:
         triton.runtime.driver.active.utils  # noqa: B018  # built with a C compiler, which not every machine has
     except Exception as error:
         warnings.warn(f"short documents go to the flash kernel, since Triton does not run here: {error}", stacklevel=2)
-        return Kernels(flash, ())
+        return Kernels(flash, 0)
     memory = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    return Kernels(flash, tuple(size for size, needed in _HEAD_SIZES.items() if needed <= memory))
+    return Kernels(flash, max((size for size, needed in _HEAD_SIZES.items() if needed <= memory), default=0))
 
 
 def varlen_serves(query: Tensor, packed: PackedMap) -> bool:
@@ -94,45 +93,25 @@ def varlen_attention(
     Returns:
         (T, H, d).
     """
+    scaling = query_THd.shape[-1] ** -0.5 if scaling is None else scaling
+    rule = Rule(causal, window, scaling, dropout)
     parts = query_THd, key_TKd, value_TKd
-    rule = _Rule(causal, window, query_THd.shape[-1] ** -0.5 if scaling is None else scaling, dropout)
-    own = query_THd.shape[-1] in packed.kernels.own_sizes and query_THd.shape == key_TKd.shape == value_TKd.shape
-    attend_short = _own if own and dropout < 1 and (window is None or window >= SHORT) else _flash
-    first, tokens = packed.short_from
-    if first == packed.size:
-        return _flash(parts, packed.borders, packed.longest, rule)
-    if first == 0:
-        return attend_short(parts, packed.borders, packed.longest, rule)
-    # The flash kernel starts blocks for the longest sequence in each of them: most of their time where few are long.
-    (q, q_), (k, k_), (v, v_) = (part.split([tokens, packed.tokens - tokens]) for part in parts)
-    long = _flash((q, k, v), packed.borders[: first + 1], packed.longest, rule)
-    return torch.cat([long, attend_short((q_, k_, v_), packed.borders[first:] - tokens, SHORT, rule)])
-
-
-def _own(parts: Parts, borders: Tensor, longest: int, rule: _Rule) -> Tensor:
-    if rule.dropout > 0:
-        seed = torch.randint(2**62, (1,), device=borders.device)
+    if not packed.kernels.own_does(query_THd.shape[-1]) or dropout >= 1 or (window is not None and window < SHORT):
+        return _flash_only(parts, packed, rule)
+    if dropout > 0:
+        seed = torch.randint(2**62, (1,), device=query_THd.device)
     else:
-        seed = borders.new_empty(1, dtype=torch.long)  # which is not read
-    options = longest, rule.dropout, rule.scaling, rule.causal
-    out: Tensor = torch.ops.llm_arch.short_attention(*parts, borders, seed, *options)
+        seed = packed.borders.new_empty(1, dtype=torch.long)  # which is not read
+    out: Tensor = torch.ops.llm_arch.split_attention(*parts, packed.borders, packed.extents, seed, *rule)[0]
     return out
 
 
-def _flash(parts: Parts, borders: Tensor, longest: int, rule: _Rule) -> Tensor:
-    reach = -1 if rule.window is None else rule.window - 1
-    # What torch.nn.attention.varlen calls, which passes no dropout on.
-    out: Tensor = torch.ops.aten._flash_attention_forward(
-        *(part.contiguous() for part in parts),
-        borders,
-        borders,
-        longest,
-        longest,
-        rule.dropout,
-        rule.causal and rule.window is None,
-        False,
-        scale=rule.scaling,
-        window_size_left=reach,
-        window_size_right=0 if rule.causal else reach,
-    )[0]
-    return out
+def _flash_only(parts: Parts, packed: PackedMap, rule: Rule) -> Tensor:
+    first, tokens = packed.short_from
+    if first in (0, packed.size):
+        return flash_attention(parts, packed.borders, packed.longest, rule)[0]
+    # The kernel starts blocks for the longest sequence in each of them: most of its time where few are long.
+    (q, q_), (k, k_), (v, v_) = (part.split([tokens, packed.tokens - tokens]) for part in parts)
+    long = flash_attention((q, k, v), packed.borders[: first + 1], packed.longest, rule)[0]
+    short = flash_attention((q_, k_, v_), packed.borders[first:] - tokens, SHORT, rule)[0]
+    return torch.cat([long, short])

@@ -33,7 +33,7 @@ def test_half_precision_needs_no_padding_where_there_is_a_flash_kernel(
 
 
 def test_a_cpu_has_neither() -> None:
-    assert kernels_of(torch.device("cpu")) == (False, ())
+    assert kernels_of(torch.device("cpu")) == (False, 0)
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ def capability(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_an_old_gpu_has_neither(capability: Any) -> None:
     capability["is"] = (7, 5)
-    assert kernels_of(GPU) == (False, ())
+    assert kernels_of(GPU) == (False, 0)
 
 
 def test_without_triton_there_is_no_kernel_of_our_own(capability: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "find_spec", lambda name: None)
-    assert kernels_of(GPU) == (True, ())
+    assert kernels_of(GPU) == (True, 0)
 
 
 def test_where_triton_does_not_run_a_warning_says_so_once(capability: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,17 +68,23 @@ def test_where_triton_does_not_run_a_warning_says_so_once(capability: Any, monke
     monkeypatch.setitem(sys.modules, "triton", broken)
     monkeypatch.setitem(sys.modules, "llm_arch.backbones.short_attention", SimpleNamespace())
     with pytest.warns(UserWarning, match="go to the flash kernel, .* Failed to find C compiler"):
-        assert kernels_of(GPU) == (True, ())
-    assert kernels_of(GPU) == (True, ())
+        assert kernels_of(GPU) == (True, 0)
+    assert kernels_of(GPU) == (True, 0)
 
 
-@pytest.mark.parametrize(("memory", "sizes"), [(101376, (16, 32, 64)), (232448, (16, 32, 64, 128))])
+@pytest.mark.parametrize(("memory", "largest"), [(101376, 64), (232448, 128), (1024, 0)])
 def test_head_sizes_are_those_that_fit_into_shared_memory(
-    capability: Any, monkeypatch: pytest.MonkeyPatch, memory: int, sizes: tuple[int, ...]
+    capability: Any, monkeypatch: pytest.MonkeyPatch, memory: int, largest: int
 ) -> None:
     working = SimpleNamespace(runtime=SimpleNamespace(driver=SimpleNamespace(active=SimpleNamespace(utils=1))))
     monkeypatch.setitem(sys.modules, "triton", working)
     monkeypatch.setitem(sys.modules, "llm_arch.backbones.short_attention", SimpleNamespace())
     properties = SimpleNamespace(shared_memory_per_block_optin=memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    assert kernels_of(GPU) == (True, sizes)
+    assert kernels_of(GPU) == (True, largest)
+
+
+def test_which_head_sizes_our_kernel_does() -> None:
+    sizes = [size for size in range(1, 300) if Kernels(True, 64).own_does(size)]
+    assert sizes == [16, 32, 64]
+    assert not Kernels(True, 0).own_does(16)
