@@ -5,9 +5,9 @@
 Each seed pretrains a model on the standard library's text and fine-tunes it. Other starts: the same model once it has
 read the texts of the task's training rows too, as masked tokens, their labels unseen (task-adaptive pretraining,
 Gururangan et al. 2020); one that has read these alone; and random weights. All are fine-tuned alike, each with the
-learning rate of a small grid that is best on a tenth of the training rows, which nothing was trained on there; the last
-state is measured on the test rows. The table also tells how many of the task's words the corpus has: what is never read
-can't be learnt. `--models FOLDER` keeps the models, so that a run that was cut off goes on.
+pooling and the learning rate of a small grid that are best on a tenth of the training rows, which nothing was trained
+on there; the last state is measured on the test rows. The table also tells how many of the task's words the corpus has:
+what is never read can't be learnt. `--models FOLDER` keeps the models, so that a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def known(corpus: Iterable[str], task: Iterable[str]) -> tuple[float, float]:
 
 def write(
     notes: list[dict[str, float]],
-    tuned: dict[str, dict[float, float]],
+    tuned: dict[str, dict[str, float]],
     accuracy: dict[str, dict[int, float]],
     words: tuple[float, float],
     options: argparse.Namespace,
 ) -> None:
     """Results as json and table."""
-    lines = ["| start | accuracy by seed | mean ± std | gain in points | learning rate | validation, by rate |"]
+    lines = ["| start | accuracy by seed | mean ± std | gain in points | pooling, rate | validation, by these |"]
     lines += ["|---|---|---|---|---|---|"]
     for start in STARTS:
         scores = list(accuracy[start].values())
@@ -60,9 +60,9 @@ def write(
         if gain and len(gains) > 1:
             low, high = confidence_interval(gains)
             gain += f" ({low:+.1f} to {high:+.1f})"
-        rates = ", ".join(f"{rate:g}: {value:.3f}" for rate, value in tuned[start].items())
+        tried = ", ".join(f"{how}: {value:.3f}" for how, value in tuned[start].items())
         by_seed = ", ".join(f"{score:.3f}" for score in scores)
-        lines.append(f"| {start} | {by_seed} | {mean_std(scores)} | {gain} | {best(tuned[start]):g} | {rates} |")
+        lines.append(f"| {start} | {by_seed} | {mean_std(scores)} | {gain} | {best(tuned[start])} | {tried} |")
     told = {name: mean(one[name] for one in notes) for name in notes[0]}
     minutes, tokens = told.pop("cpu_seconds") / 60, told.pop("tokens")
     lines += [
@@ -83,9 +83,9 @@ def write(
     print("\n".join(lines), flush=True)
 
 
-def best(tuned: dict[float, float]) -> float:
-    """The learning rate that was best on validation rows."""
-    return max(tuned, key=lambda rate: tuned[rate])
+def best(tuned: dict[str, float]) -> str:
+    """The pooling and the learning rate that were best on validation rows."""
+    return max(tuned, key=lambda how: tuned[how])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -107,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of pretraining")
     parser.add_argument("--pretraining-rate", type=float, default=1e-3)
     parser.add_argument("--dropout", type=float, default=0.0, help="of pretraining")
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-4, 3e-4, 1e-3], help="of fine-tuning")
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-4, 1e-3], help="of fine-tuning")
+    parser.add_argument("--poolings", nargs="+", choices=("first", "mean", "max"), default=["mean", "max"])
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning")
     parser.add_argument("--rows", type=int, help="training rows, drawn at random; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -147,12 +148,13 @@ def main(arguments: list[str] | None = None) -> None:
                 job.result()
             return found
 
-        def begin(start: str, train: list[Row], test: list[Row], rate: float, seed: int) -> Any:
-            return pool.submit(finetune, start, train, test, str(tokenizer), rate, seed, options)
+        def begin(start: str, train: list[Row], test: list[Row], how: str, seed: int) -> Any:
+            return pool.submit(finetune, start, train, test, str(tokenizer), ways[how], seed, options)
 
         places = models(kept, [first], "-tuning")
-        jobs = {(s, r): begin(places[s, first], kept, held_out, r, first) for s in STARTS for r in options.rates}
-        tuned = {start: {rate: jobs[start, rate].result() for rate in options.rates} for start in STARTS}
+        ways: dict[str, tuple[Any, float]] = {f"{p}, {r:g}": (p, r) for p in options.poolings for r in options.rates}
+        jobs = {(s, how): begin(places[s, first], kept, held_out, how, first) for s in STARTS for how in ways}
+        tuned = {start: {how: jobs[start, how].result() for how in ways} for start in STARTS}
         print(tuned, flush=True)
         places = models(train, options.seeds, "")
         jobs = {

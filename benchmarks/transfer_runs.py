@@ -21,6 +21,7 @@ from llm_arch import Task, Trainer
 from llm_arch.backbones.pretrained import Pretrained
 from llm_arch.cli.quiet import quiet
 from llm_arch.heads.classification import SequenceClassification
+from llm_arch.types.batch import Pooling
 
 SET = "trec"
 
@@ -86,7 +87,7 @@ def finetune(
     train: list[Row],
     test: list[Row],
     tokenizer: str,
-    rate: float,
+    how: tuple[Pooling, float],
     seed: int,
     options: argparse.Namespace,
 ) -> float:
@@ -100,7 +101,10 @@ def finetune(
         }
         data = kind_of(SET).data(**files, tokenizer=tokenizer, validation_fraction=0, cache_dir=scratch)
         backbone = start or Pretrained(config=shape(options))
-        task = Task(backbone, SequenceClassification, data.label_space, learning_rate=rate, dropout=0.1)
+        pooling, rate = how
+        task = Task(
+            backbone, SequenceClassification, data.label_space, pooling=pooling, learning_rate=rate, dropout=0.1
+        )
         trainer = Trainer(
             max_epochs=options.epochs,
             default_root_dir=scratch,
