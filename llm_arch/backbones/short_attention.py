@@ -4,7 +4,7 @@ The tiles of flash kernels are made for long sequences: one of 50 tokens fills a
 a tile of 32, 64 or 128 keys, so that a row of weights is there at once: nothing is kept for the backward pass, which
 makes the weights again and needs no sums over parts. Dropout draws per weight by a hash of (seed, token, head, key).
 
-Needs Triton, which torch brings along on Linux with CUDA: `varlen` imports this where it is there.
+Needs Triton, which torch brings along on Linux with CUDA: `varlen` knows where it runs, `split_attention` starts it.
 
 Legend: T tokens, B sequences, H heads, K of them for keys and values, d head size; N keys and M queries of a tile.
 """

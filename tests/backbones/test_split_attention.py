@@ -128,9 +128,9 @@ def map_of(lengths: list[int]) -> PackedMap:
     return found
 
 
-def parts_of(tokens: int, kv: int = 2, size: int = SIZE) -> list[Tensor]:
-    """As GPT-2 makes them, parts of one tensor; (1, heads, tokens, size)."""
-    joined = torch.randn(1, tokens, 2 + 2 * kv, size, dtype=torch.float64)
+def parts_of(tokens: int, kv: int = 2) -> list[Tensor]:
+    """As GPT-2 makes them, parts of one tensor; (1, heads, tokens, SIZE)."""
+    joined = torch.randn(1, tokens, 2 + 2 * kv, SIZE, dtype=torch.float64)
     return [x.transpose(1, 2).requires_grad_() for x in joined.split((2, kv, kv), 2)]
 
 
@@ -155,20 +155,19 @@ def test_it_attends_as_one_kernel_would(
 
 
 @pytest.mark.parametrize(
-    ("lengths", "size", "window", "dropout", "flash", "own"),
+    ("lengths", "window", "dropout", "flash", "own"),
     [
-        (MIXED, SIZE, None, 0.1, [[9, 6]], [[4, 1, 2]]),
-        (SHORT, SIZE, None, 0.1, [], [[4, 1, 3]]),
-        (LONG, SIZE, None, 0.1, [[4, 9]], []),
-        ([9, 4, 1], SIZE, 4, 0.1, [[9]], [[4, 1]]),  # a window that reaches over all that is short
-        ([9, 4, 1], SIZE, 3, 0.1, [[9], [4, 1]], []),
-        ([9, 4, 1], SIZE, None, 1.0, [[9], [4, 1]], []),
+        (MIXED, None, 0.1, [[9, 6]], [[4, 1, 2]]),
+        (SHORT, None, 0.1, [], [[4, 1, 3]]),
+        (LONG, None, 0.1, [[4, 9]], []),
+        ([9, 4, 1], 4, 0.1, [[9]], [[4, 1]]),  # a window that reaches over all that is short
+        ([9, 4, 1], 3, 0.1, [[9], [4, 1]], []),
+        ([9, 4, 1], None, 1.0, [[9], [4, 1]], []),
     ],
 )
 def test_each_kernel_gets_the_sequences_it_is_made_for(
     kernels: StandIns,
     lengths: list[int],
-    size: int,
     window: int | None,
     dropout: float,
     flash: list[list[int]],
@@ -224,7 +223,7 @@ def test_a_compiled_graph_serves_all_mixtures(kernels: StandIns) -> None:
 
 
 def test_the_kernels_of_this_torch_take_what_they_are_given() -> None:
-    """By place: names of the first three are those of a self-attention."""
+    """By place, as it is given."""
     schema = torch.ops.aten._flash_attention_backward.default._schema
     assert [argument.name for argument in schema.arguments] == [
         "grad_out",
